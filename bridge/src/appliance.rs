@@ -1,0 +1,1 @@
+//! Composes, waits, drains.

@@ -1,0 +1,1 @@
+//! HTTP: health, status, WebSocket, SSE, publish, dashboard.

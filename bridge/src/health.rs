@@ -1,0 +1,90 @@
+//! What each part of the appliance says of itself, gathered for `/health`.
+//!
+//! A [`Part`] is written by the part it describes and read by the gateway. It always tells the last thing that
+//! was known; it decides nothing.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+/// How a part is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Not yet connected for the first time.
+    Starting,
+    /// Working.
+    Up,
+    /// Working, but far behind or with rejects.
+    Degraded,
+    /// Not working now; it keeps trying.
+    Down,
+    /// Broken until somebody acts.
+    Failed,
+}
+
+/// How far a cursor is behind the durable end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lag {
+    /// Entries between the cursor and the durable end.
+    pub entries: u64,
+    /// Milliseconds since the oldest record not yet delivered was accepted; 0 when there is none.
+    pub age_ms: u64,
+}
+
+/// What a part says of itself.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// How it is.
+    pub state: State,
+    /// The last failure or notice, and what to do about it.
+    pub detail: Option<String>,
+    /// For a sink: how far behind it is.
+    pub lag: Option<Lag>,
+    /// Records the destination will never take, since the start.
+    pub rejected: u64,
+    /// Since when it is in this state.
+    pub since: SystemTime,
+}
+
+/// One part's report; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Part {
+    name: &'static str,
+    report: Arc<Mutex<Report>>,
+}
+
+impl Part {
+    /// A part that has just begun.
+    pub fn new(name: &'static str) -> Self {
+        let report =
+            Report { state: State::Starting, detail: None, lag: None, rejected: 0, since: SystemTime::now() };
+        Self { name, report: Arc::new(Mutex::new(report)) }
+    }
+
+    /// Its name in `/health`.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What it says now.
+    pub fn report(&self) -> Report {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes what it says. A change of state also sets `since`.
+    pub fn update(&self, change: impl FnOnce(&mut Report)) {
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = report.state;
+        change(&mut report);
+        if report.state != before {
+            report.since = SystemTime::now();
+        }
+    }
+
+    /// Sets state and detail together.
+    pub fn set(&self, state: State, detail: Option<String>) {
+        self.update(|report| {
+            report.state = state;
+            report.detail = detail;
+        });
+    }
+}

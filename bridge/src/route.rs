@@ -1,0 +1,1 @@
+//! Topic to Kafka topic and key, table and columns.

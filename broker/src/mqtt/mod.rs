@@ -1,0 +1,1 @@
+//! The wire: bytes to packets and back; knows no sessions.
