@@ -7,6 +7,7 @@ pub mod auth;
 pub mod broker;
 pub mod journal;
 pub mod mqtt;
+pub mod plant;
 pub mod record;
 pub mod retained;
 pub mod router;
