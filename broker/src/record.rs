@@ -504,6 +504,13 @@ impl Batch {
         })
     }
 
+    /// How many records it holds. Reads one length and one kind per entry.
+    pub fn records_count(&self) -> u64 {
+        let mut entries = self.entries();
+        std::iter::from_fn(|| entries.take_one()).filter(|entry| entry.first() == Some(&KIND_RECORD)).count()
+            as u64
+    }
+
     /// A counted reference to `part`, which must lie in this batch; nothing is copied. It keeps the whole batch
     /// in memory until it is dropped.
     ///
@@ -636,6 +643,7 @@ mod tests {
         assert_eq!(batch.entries_from(Offset(42)).next(), Some(read[2]));
         assert_eq!(batch.entries_at(places[1]).next(), Some(read[1]));
         assert_eq!(batch.entries_from(Offset(43)).next(), None);
+        assert_eq!(batch.records_count(), 2);
 
         let again = Batch::from_encoded(Offset(40), 3, Timestamp(1_000), whole.slice(16..)).unwrap();
         assert_eq!(again.entries().collect::<Vec<_>>(), read);
