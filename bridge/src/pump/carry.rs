@@ -1,0 +1,239 @@
+//! The shell around [`Pump`]: awaits the sink, the journal's durable end, the clock and the signal to drain.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use tidegate_broker::journal::{Cursor, Journal, Reader};
+use tidegate_broker::record::{Offset, Timestamp};
+use tokio::sync::watch;
+use tokio::time::{Instant, Interval, MissedTickBehavior, sleep_until};
+
+use crate::health::Part;
+
+use super::report::Reporter;
+use super::{Action, Limits, Pump, Sink, SinkError};
+
+/// How often lag is told while nothing else happens.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a drain may take when whoever should have said it has gone.
+const DRAIN_DEFAULT: Duration = Duration::from_secs(5);
+
+/// `None` while the pump is to run; then the time until which what is in flight may be confirmed.
+pub type DrainSignal = watch::Receiver<Option<Instant>>;
+
+/// Carries what `journal` holds from `cursor` on to `sink`, until `drain` says to stop.
+///
+/// It never fails: while the destination is away it tries again and says so in `part`. When told to drain it reads no
+/// further, waits for what is in flight until the deadline, and saves the cursor.
+pub async fn carry<S: Sink>(journal: &Journal, cursor: &Cursor, mut sink: S, part: Part, drain: DrainSignal) {
+    let mut carrier = Carrier::new::<S>(journal, cursor, part, drain);
+    loop {
+        // A sink that is always ready must not keep its thread from other tasks.
+        tokio::task::coop::consume_budget().await;
+        match carrier.pump.poll(carrier.now()) {
+            Action::Connect => carrier.connect(&mut sink).await,
+            Action::Read(from) => carrier.read(&mut sink, from).await,
+            Action::Wait { confirmation, entries, until } => {
+                carrier.wait(&mut sink, confirmation, entries, until).await;
+            }
+            Action::Stop => break,
+        }
+        cursor.advance(carrier.pump.confirmed());
+    }
+    carrier.finish();
+}
+
+struct Carrier<'a> {
+    journal: &'a Journal,
+    cursor: &'a Cursor,
+    reader: Reader,
+    durable: watch::Receiver<Offset>,
+    drain: DrainSignal,
+    draining: bool,
+    pump: Pump,
+    report: Reporter,
+    begun: Instant,
+    tick: Interval,
+    /// The confirmed offset, and when the batch behind it was begun, as last looked up in the journal.
+    oldest: Option<(Offset, Timestamp)>,
+}
+
+impl<'a> Carrier<'a> {
+    fn new<S: Sink>(journal: &'a Journal, cursor: &'a Cursor, part: Part, drain: DrainSignal) -> Self {
+        let position = cursor.position();
+        let mut tick = tokio::time::interval(REPORT_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            journal,
+            cursor,
+            reader: journal.reader(position),
+            durable: follow(journal),
+            drain,
+            draining: false,
+            pump: Pump::new(position, Limits::of::<S>()),
+            report: Reporter::new(part),
+            begun: Instant::now(),
+            tick,
+            oldest: None,
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    async fn connect<S: Sink>(&mut self, sink: &mut S) {
+        let mut connecting = pin!(sink.connect());
+        let result = loop {
+            tokio::select! {
+                biased;
+                deadline = drained(&mut self.drain, self.draining) => return self.begin_drain(deadline),
+                result = &mut connecting => break result,
+                _ = self.tick.tick() => self.tell_lag(),
+            }
+        };
+        let now = self.now();
+        match result {
+            Ok(remembered) => {
+                let resumed =
+                    self.pump.handle_connected(remembered, self.journal.start(), self.journal.durable_end());
+                self.report.connected(resumed, self.pump.confirmed(), now);
+                self.tell_lag();
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    async fn read<S: Sink>(&mut self, sink: &mut S, from: Offset) {
+        // Marked as seen before the read, so that what becomes durable during it is not missed.
+        self.durable.borrow_and_update();
+        if self.reader.offset() != from {
+            self.reader.seek(from);
+        }
+        let batch = match self.reader.next() {
+            Ok(Some(batch)) => batch,
+            Ok(None) => return self.pump.handle_end(),
+            Err(error) => {
+                return self.fail(&SinkError::Operator(format!("the journal cannot be read: {error}")));
+            }
+        };
+        let (batch, lost) = self.pump.handle_batch(batch);
+        self.report.lost(lost);
+        let Some(batch) = batch else { return };
+        let mut writing = pin!(sink.write(batch));
+        loop {
+            let deadline = *self.drain.borrow();
+            tokio::select! {
+                biased;
+                result = &mut writing => {
+                    if let Err(error) = result {
+                        self.fail(&error);
+                    }
+                    return;
+                }
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                    return self.begin_drain(Instant::now());
+                }
+                _ = self.tick.tick() => self.tell_lag(),
+            }
+        }
+    }
+
+    async fn wait<S: Sink>(
+        &mut self,
+        sink: &mut S,
+        confirmation: bool,
+        entries: bool,
+        until: Option<Duration>,
+    ) {
+        if !confirmation && entries {
+            self.tell_lag();
+        }
+        let until = until.map(|until| self.begun + until);
+        tokio::select! {
+            biased;
+            deadline = drained(&mut self.drain, self.draining) => self.begin_drain(deadline),
+            result = sink.confirmed(), if confirmation => match result {
+                Ok(to) => {
+                    let progress = self.pump.handle_confirmed(to);
+                    let now = self.now();
+                    self.report.progressed(progress, now);
+                }
+                Err(error) => self.fail(&error),
+            },
+            Ok(()) = self.durable.changed(), if entries => self.pump.handle_durable(),
+            () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {}
+            _ = self.tick.tick() => self.tell_lag(),
+        }
+    }
+
+    fn fail(&mut self, error: &SinkError) {
+        let now = self.now();
+        let pause = self.pump.handle_error(error, now);
+        self.report.failed(error, pause, now);
+        self.tell_lag();
+    }
+
+    fn begin_drain(&mut self, deadline: Instant) {
+        self.draining = true;
+        self.pump.handle_drain(deadline.saturating_duration_since(self.begun));
+    }
+
+    fn tell_lag(&mut self) {
+        let entries = self.journal.durable_end().since(self.pump.confirmed());
+        let oldest = if entries == 0 { None } else { self.oldest_undelivered() };
+        let now = self.now();
+        self.report.lagging(entries, oldest, now);
+    }
+
+    /// When the oldest record that is not delivered was accepted. While nothing is in flight it is looked up in the
+    /// journal, once per place.
+    fn oldest_undelivered(&mut self) -> Option<Timestamp> {
+        if let Some(time) = self.pump.oldest_in_flight() {
+            return Some(time);
+        }
+        let confirmed = self.pump.confirmed();
+        if let Some((at, time)) = self.oldest
+            && at == confirmed
+        {
+            return Some(time);
+        }
+        // A journal that cannot be read is told when the pump reads it.
+        let time = self.journal.reader(confirmed).next().ok().flatten()?.time();
+        self.oldest = Some((confirmed, time));
+        Some(time)
+    }
+
+    fn finish(&mut self) {
+        self.tell_lag();
+        let left = self.journal.durable_end().since(self.pump.confirmed());
+        if left > 0 {
+            tracing::info!("drained with {left} entries not delivered: they stay in the journal");
+        }
+        if let Err(error) = self.cursor.save() {
+            tracing::error!(
+                "a cursor could not be saved ({error}): some records will be delivered again after the next start"
+            );
+        }
+    }
+}
+
+/// The journal's durable end as something to await.
+fn follow(journal: &Journal) -> watch::Receiver<Offset> {
+    let (sender, receiver) = watch::channel(journal.durable_end());
+    journal.on_durable(move |end| {
+        sender.send_replace(end);
+    });
+    receiver
+}
+
+/// Waits until a drain is asked for that has not begun yet.
+async fn drained(signal: &mut DrainSignal, draining: bool) -> Instant {
+    if draining {
+        return std::future::pending().await;
+    }
+    match signal.wait_for(Option::is_some).await {
+        Ok(deadline) => deadline.expect("waited until it is set"),
+        Err(_) => Instant::now() + DRAIN_DEFAULT,
+    }
+}
