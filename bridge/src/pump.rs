@@ -51,8 +51,8 @@ pub enum SinkError {
 /// before the first is confirmed if the sink allows it, and `confirmed` to wait for progress. A record the
 /// destination will never take is a reject: the sink counts and reports it ([`Rejects`]) and goes on.
 ///
-/// The futures of `connect` and `confirmed` are dropped and made anew whenever the pump has something else to do
-/// (more to write, drain), so neither may lose anything that has happened when it is dropped: what must not be
+/// The futures of `connect`, `confirmed` and `lost` are dropped and made anew whenever the pump has something else to do
+/// (more to write, drain), so none may lose anything that has happened when it is dropped: what must not be
 /// interrupted belongs into `write`, which is only dropped when the deadline of a drain has passed.
 pub trait Sink: Send {
     /// How many batches may be written before the first of them is confirmed.
@@ -71,6 +71,12 @@ pub trait Sink: Send {
     /// Waits until more is stored at the destination: every entry before the returned offset. Asked only while
     /// something written is not confirmed.
     fn confirmed(&mut self) -> impl Future<Output = Result<Offset, SinkError>> + Send;
+
+    /// Waits until the connection is lost. Asked while everything written is confirmed and there is no more to write,
+    /// so that health tells the truth also when nothing flows. A sink that cannot notice never returns.
+    fn lost(&mut self) -> impl Future<Output = SinkError> + Send {
+        std::future::pending()
+    }
 }
 
 /// How much may be written and not confirmed. When it is reached the pump reads no further: the rest is lag.

@@ -146,14 +146,15 @@ impl<'a> Carrier<'a> {
         entries: bool,
         until: Option<Duration>,
     ) {
-        if !confirmation && entries {
+        let idle = !confirmation && entries;
+        if idle {
             self.tell_lag();
         }
         let until = until.map(|until| self.begun + until);
         tokio::select! {
             biased;
             deadline = drained(&mut self.drain, self.draining) => self.begin_drain(deadline),
-            result = sink.confirmed(), if confirmation => match result {
+            result = heard(sink, confirmation), if confirmation || idle => match result {
                 Ok(to) => {
                     let progress = self.pump.handle_confirmed(to);
                     let now = self.now();
@@ -225,6 +226,11 @@ fn follow(journal: &Journal) -> watch::Receiver<Offset> {
         sender.send_replace(end);
     });
     receiver
+}
+
+/// What the sink says next: of what is in flight, or, if nothing is, that the connection is lost.
+async fn heard<S: Sink>(sink: &mut S, in_flight: bool) -> Result<Offset, SinkError> {
+    if in_flight { sink.confirmed().await } else { Err(sink.lost().await) }
 }
 
 /// Waits until a drain is asked for that has not begun yet.
