@@ -1,0 +1,4 @@
+//! The subcommands other than `run`: one file each.
+
+pub(crate) mod check;
+pub(crate) mod passwd;

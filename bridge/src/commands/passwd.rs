@@ -1,0 +1,71 @@
+//! `tidegate passwd`: adds, changes or removes a user in the password file.
+//!
+//! The password is asked for twice without being shown, or is the first line of stdin when that is not a terminal;
+//! it is never an argument, where every user of the machine could read it.
+
+use std::io::{self, BufRead, IsTerminal};
+use std::path::PathBuf;
+
+use tidegate::config::Config;
+use tidegate_broker::auth::PasswordFile;
+
+use crate::Failure;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The user.
+    username: String,
+    /// Remove the user.
+    #[arg(long, short = 'D')]
+    delete: bool,
+    /// The password file; if not given, the one of the configuration.
+    #[arg(long, short, value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+pub(crate) fn run(arguments: &Arguments, config: &Config) -> Result<(), Failure> {
+    let path = arguments.file.clone().unwrap_or_else(|| config.password_path());
+    let name = &arguments.username;
+    let exists = path.try_exists().map_err(|error| Failure::files(format!("{}: {error}", path.display())))?;
+    let mut file = match exists {
+        true => PasswordFile::open(&path).map_err(Failure::usage)?,
+        false => PasswordFile::parse(&path, "").map_err(Failure::usage)?,
+    };
+
+    if arguments.delete {
+        if !file.remove(name) {
+            return Err(Failure::usage(format!("there is no user {name} in {}", path.display())));
+        }
+    } else {
+        file.set(name, password(name)?.as_bytes()).map_err(Failure::usage)?;
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder)
+                .map_err(|error| Failure::files(format!("cannot make {}: {error}", folder.display())))?;
+        }
+    }
+    file.save(&path).map_err(Failure::files)?;
+
+    let done = if arguments.delete { "removed from" } else { "can connect with its password; it is in" };
+    println!("{name} {done} {}", path.display());
+    println!("A running tidegate reads it when it is started again.");
+    Ok(())
+}
+
+fn password(name: &str) -> Result<String, Failure> {
+    let failed = |error: io::Error| Failure::usage(format!("no password was read: {error}"));
+    let password = if io::stdin().is_terminal() {
+        let first = rpassword::prompt_password(format!("Password for {name}: ")).map_err(failed)?;
+        if first != rpassword::prompt_password("The same again: ").map_err(failed)? {
+            return Err(Failure::usage("the two passwords are not the same; nothing was changed"));
+        }
+        first
+    } else {
+        let mut line = String::new();
+        io::stdin().lock().read_line(&mut line).map_err(failed)?;
+        line.trim_end_matches(['\r', '\n']).to_owned()
+    };
+    if password.is_empty() {
+        return Err(Failure::usage("the password is empty; nothing was changed"));
+    }
+    Ok(password)
+}

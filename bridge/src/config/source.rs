@@ -1,0 +1,201 @@
+//! Where settings are written: the lines of the file, variables called `TIDEGATE_...`, options.
+//!
+//! Everything that looks as if it were meant for Tidegate and is no key is a mistake, with the nearest key named.
+
+use std::ffi::OsString;
+
+use toml::de::{DeTable, DeValue};
+
+use super::key::{self, KEYS, Key, Raw};
+use super::kind::{Kind, quoted};
+use super::{Origin, Sources};
+
+/// A key that was set somewhere.
+pub(super) struct Setting {
+    pub(super) key: &'static Key,
+    pub(super) value: Raw,
+    pub(super) origin: Origin,
+}
+
+/// What the file, the variables and the options set, in this order.
+pub(super) fn settings(sources: &Sources, mistakes: &mut Vec<String>) -> Vec<Setting> {
+    let mut found = Vec::new();
+    if let Some((name, text)) = &sources.file {
+        file(name, text, &mut found, mistakes);
+    }
+    for (name, value) in &sources.environment {
+        found.extend(variable(name, value, mistakes));
+    }
+    for (typed, path, value) in &sources.options {
+        let origin = Origin::Option(typed.clone());
+        match key::find(path) {
+            Some(key) => found.push(Setting { key, value: Raw::One(value.clone()), origin }),
+            None => mistakes.push(format!("{origin}: {}", unknown(path, KEYS.iter().map(|key| key.path)))),
+        }
+    }
+    found
+}
+
+/// Reads the file; a syntax error does not hide the mistakes in the lines around it.
+fn file(name: &str, text: &str, found: &mut Vec<Setting>, mistakes: &mut Vec<String>) {
+    let line = |at: usize| text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1;
+    let mut wrong: Vec<(usize, String)> = Vec::new();
+    let (table, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        let at = line(error.span().map_or(0, |span| span.start));
+        wrong.push((at, format!("not TOML: {}", error.message().replace('\n', " "))));
+    }
+    let mut tables = vec![(String::new(), table.get_ref())];
+    while let Some((section, table)) = tables.pop() {
+        for (key, value) in table {
+            let path = format!("{section}{}", key.get_ref());
+            let at = line(key.span().start);
+            if let Some(key) = key::find(&path) {
+                match raw(value.get_ref()) {
+                    Ok(value) => {
+                        found.push(Setting { key, value, origin: Origin::File(name.to_owned(), at) })
+                    }
+                    Err(refusal) => wrong.push((at, format!("{path}: {refusal}"))),
+                }
+                continue;
+            }
+            let inside = format!("{path}.");
+            let is_section = KEYS.iter().any(|key| key.path.starts_with(&inside));
+            if let (DeValue::Table(table), true) = (value.get_ref(), is_section) {
+                tables.push((inside, table));
+            } else {
+                wrong.push((at, unknown(&path, KEYS.iter().map(|key| key.path))));
+            }
+        }
+    }
+    wrong.sort();
+    mistakes.extend(wrong.into_iter().map(|(at, wrong)| format!("{name}:{at}: {wrong}")));
+}
+
+/// A TOML value before it is known what it should be.
+fn raw(value: &DeValue<'_>) -> Result<Raw, String> {
+    match value {
+        DeValue::Array(values) => {
+            values.iter().map(|value| scalar(value.get_ref())).collect::<Result<_, _>>().map(Raw::List)
+        }
+        DeValue::Table(table) => table
+            .iter()
+            .map(|(name, value)| Ok((name.get_ref().to_string(), scalar(value.get_ref())?)))
+            .collect::<Result<_, _>>()
+            .map(Raw::Table),
+        DeValue::String(_)
+        | DeValue::Integer(_)
+        | DeValue::Float(_)
+        | DeValue::Boolean(_)
+        | DeValue::Datetime(_) => scalar(value).map(Raw::One),
+    }
+}
+
+fn scalar(value: &DeValue<'_>) -> Result<String, String> {
+    match value {
+        DeValue::String(text) => Ok(text.to_string()),
+        DeValue::Integer(number) if number.radix() == 10 => Ok(number.as_str().to_owned()),
+        DeValue::Integer(_) => Err("write the number in decimal".to_owned()),
+        DeValue::Float(number) => Ok(number.as_str().to_owned()),
+        DeValue::Boolean(value) => Ok(value.to_string()),
+        DeValue::Datetime(value) => Ok(value.to_string()),
+        DeValue::Array(_) => Err("a list stands where one value is allowed".to_owned()),
+        DeValue::Table(_) => Err("a table stands where one value is allowed".to_owned()),
+    }
+}
+
+/// Variables that start with our prefix and are no keys: read by the program itself, by the agent, by the tests.
+const OTHER_VARIABLES: [&str; 1] = ["TIDEGATE_CONFIG"];
+const OTHER_PREFIXES: [&str; 2] = ["TIDEGATE_AGENT_", "TIDEGATE_TEST_"];
+
+fn variable(name: &OsString, value: &OsString, mistakes: &mut Vec<String>) -> Option<Setting> {
+    let name = name.to_str().filter(|name| name.starts_with("TIDEGATE_"))?;
+    let other = OTHER_VARIABLES.contains(&name) || OTHER_PREFIXES.iter().any(|other| name.starts_with(other));
+    if other || is_service_link(name, value) {
+        return None;
+    }
+    let Some(key) = KEYS.iter().find(|key| key.variable() == name) else {
+        mistakes.push(unknown(name, KEYS.iter().map(Key::variable)));
+        return None;
+    };
+    if value.is_empty() {
+        return None;
+    }
+    let Some(value) = value.to_str() else {
+        mistakes.push(format!("{name}: {}: is not UTF-8", key.path));
+        return None;
+    };
+    Some(Setting { key, value: Raw::One(value.to_owned()), origin: Origin::Variable(name.to_owned()) })
+}
+
+/// Whether Kubernetes has put the variable there: for a Service called `tidegate` it gives every pod of the
+/// namespace `TIDEGATE_SERVICE_HOST`, `TIDEGATE_PORT`, `TIDEGATE_PORT_1883_TCP_ADDR` and more.
+fn is_service_link(name: &str, value: &OsString) -> bool {
+    let is_port = |rest: &str| {
+        let mut parts = rest.split('_');
+        let number = parts.next().is_some_and(|number| number.parse::<u16>().is_ok());
+        number && matches!(parts.next(), Some("TCP" | "UDP" | "SCTP"))
+    };
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || (name.ends_with("_PORT") && value.to_str().is_some_and(|value| value.contains("://")))
+        || name.split("_PORT_").skip(1).any(is_port)
+}
+
+/// Says that `name` is no key, and which one may have been meant.
+fn unknown<S: AsRef<str>>(name: &str, keys: impl Iterator<Item = S>) -> String {
+    let nearest = keys.map(|key| (distance(name, key.as_ref()), key)).min_by_key(|(distance, _)| *distance);
+    match nearest {
+        Some((distance, key)) if distance <= 3.max(name.len() / 4) => {
+            format!("{name}: no such key; did you mean {}? `tidegate check` lists all", key.as_ref())
+        }
+        _ => format!("{name}: no such key; `tidegate check` lists all"),
+    }
+}
+
+/// How many letters must be added, removed or changed to make one text the other (Levenshtein).
+fn distance(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in to.bytes().enumerate() {
+            let changed = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[to.len()]
+}
+
+/// A log level in anybody's spelling, or a filter by module.
+pub(super) struct LogFilter;
+
+impl Kind<String> for LogFilter {
+    fn parse(&self, text: &str) -> Result<String, String> {
+        let level = match text.to_ascii_lowercase().as_str() {
+            "off" | "none" => "off",
+            "error" | "critical" | "fatal" => "error",
+            "warn" | "warning" => "warn",
+            "info" | "notice" => "info",
+            "debug" => "debug",
+            "trace" => "trace",
+            _ => "",
+        };
+        if !level.is_empty() {
+            return Ok(level.to_owned());
+        }
+        let filter = tracing_subscriber::EnvFilter::builder().parse(text);
+        match filter {
+            Ok(_) if text.contains('=') => Ok(text.to_owned()),
+            Ok(_) | Err(_) => Err(format!(
+                "{} is not one of: off, error, warn, info, debug, trace, nor a filter such as \
+                 info,tidegate_broker=debug",
+                quoted(text)
+            )),
+        }
+    }
+    fn show(&self, value: &String) -> Option<String> {
+        Some(quoted(value))
+    }
+}

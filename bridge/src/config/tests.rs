@@ -1,0 +1,185 @@
+//! Precedence, mistakes, secrets, and the shipped example.
+
+use super::*;
+
+fn environment(variables: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+    variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect()
+}
+
+fn sources(file: &str, variables: &[(&str, &str)], options: &[(&str, &str, &str)]) -> Sources {
+    let options = options
+        .iter()
+        .map(|(typed, key, value)| ((*typed).to_owned(), (*key).to_owned(), (*value).to_owned()));
+    Sources {
+        file: (!file.is_empty()).then(|| ("tidegate.toml".to_owned(), file.to_owned())),
+        environment: environment(variables),
+        options: options.collect(),
+    }
+}
+
+/// Loads from a file and variables.
+fn load(file: &str, variables: &[(&str, &str)]) -> Config {
+    Loaded::load(&sources(file, variables, &[])).unwrap().config
+}
+
+/// Expects exactly these mistakes.
+fn refused(file: &str, variables: &[(&str, &str)], expected: &[&str]) {
+    let Mistakes(found) = Loaded::load(&sources(file, variables, &[])).unwrap_err();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn every_way_of_setting_a_key_has_its_place() {
+    let platform = ("PORT", "1");
+    let variable = ("TIDEGATE_HTTP_LISTEN", "0.0.0.0:3");
+    let file = "[http]\nlisten = \"0.0.0.0:2\"\n";
+    let option = ("--http-listen", "http.listen", "0.0.0.0:4");
+    let port = |file, variables: &[_], options: &[_]| {
+        let loaded = Loaded::load(&sources(file, variables, options)).unwrap();
+        (loaded.config.http.listen.port(), loaded.origins.get("http.listen").map(ToString::to_string))
+    };
+    assert_eq!(port("", &[], &[]), (8080, None));
+    assert_eq!(port("", &[platform], &[]), (1, Some("PORT".to_owned())));
+    assert_eq!(port(file, &[platform], &[]), (2, Some("tidegate.toml:2".to_owned())));
+    assert_eq!(port(file, &[platform, variable], &[]), (3, Some("TIDEGATE_HTTP_LISTEN".to_owned())));
+    assert_eq!(port(file, &[platform, variable], &[option]), (4, Some("--http-listen".to_owned())));
+}
+
+#[test]
+fn an_empty_variable_counts_as_not_set() {
+    let config = load("", &[("TIDEGATE_HTTP_LISTEN", ""), ("PORT", ""), ("HOST", ""), ("LOG_LEVEL", "")]);
+    assert_eq!(config.http.listen, everywhere(8080));
+    assert_eq!(config.log.level, "info");
+}
+
+#[test]
+fn host_and_port_are_those_of_http_only() {
+    let config = load("", &[("HOST", "localhost"), ("PORT", "9090")]);
+    assert_eq!(config.http.listen.to_string(), "127.0.0.1:9090");
+    assert_eq!(config.mqtt.listen, everywhere(1883));
+    assert_eq!(load("", &[("HOST", "::")]).http.listen.to_string(), "[::]:8080");
+}
+
+#[test]
+fn a_platform_variable_that_is_not_used_cannot_be_wrong() {
+    load("[http]\nlisten = \"0.0.0.0:1\"", &[("HOST", "workstation"), ("PORT", "tcp://10.0.0.1:80")]);
+    refused(
+        "",
+        &[("HOST", "workstation")],
+        &["HOST: http.listen: \"workstation:8080\" is not an address: write IP:PORT, as in 0.0.0.0:1883 or \
+           [::]:1883"],
+    );
+}
+
+#[test]
+fn platform_levels_in_any_spelling_are_levels() {
+    assert_eq!(load("", &[("LOG_LEVEL", "WARNING")]).log.level, "warn");
+    assert_eq!(load("[log]\nlevel = \"info,tidegate=trace\"", &[]).log.level, "info,tidegate=trace");
+    assert!(Loaded::load(&sources("[log]\nlevel = \"loud\"", &[], &[])).is_err());
+}
+
+#[test]
+fn all_mistakes_are_told_at_once_with_their_place_and_what_is_allowed() {
+    let file = "data_dirr = \"x\"\n\n[journal]\nmax_bytes = \"8 GiBs\"\nsync = [\"always\"]\n[mqtt]\nlisten = 1883\n\
+                [ftp]\nport = 1\n";
+    refused(
+        file,
+        &[("TIDEGATE_MQTT_MAX_CONNECTIONS", "none"), ("TIDEGATE_MQTT_LISTN", "x"), ("PATH", "/bin")],
+        &[
+            "tidegate.toml:1: data_dirr: no such key; did you mean data_dir? `tidegate check` lists all",
+            "tidegate.toml:8: ftp: no such key; `tidegate check` lists all",
+            "TIDEGATE_MQTT_LISTN: no such key; did you mean TIDEGATE_MQTT_LISTEN? `tidegate check` lists all",
+            "tidegate.toml:4: journal.max_bytes: \"8 GiBs\" is not a size: write bytes, or 64MiB, 1GB",
+            "tidegate.toml:5: journal.sync: takes one value, not a list",
+            "TIDEGATE_MQTT_MAX_CONNECTIONS: mqtt.max_connections: \"none\" is not a whole number from 1 to 10000000",
+        ],
+    );
+}
+
+#[test]
+fn broken_toml_is_a_mistake_with_its_line_and_hides_no_other() {
+    let Mistakes(found) =
+        Loaded::load(&sources("[mqtt]\nlisten = \nmax_connection = 5\n", &[], &[])).unwrap_err();
+    assert!(found[0].starts_with("tidegate.toml:2: not TOML: "), "{found:?}");
+    assert!(found.iter().any(|each| each.contains("mqtt.max_connection: no such key")), "{found:?}");
+}
+
+#[test]
+fn values_that_do_not_fit_each_other_are_refused() {
+    refused(
+        "[journal]\nmax_bytes = \"100MiB\"",
+        &[],
+        &[
+            "journal.max_bytes (\"100MiB\", from tidegate.toml:2) must be at least twice journal.segment_bytes \
+           (\"64MiB\", the default): whole segments are trimmed",
+        ],
+    );
+    let small = [("TIDEGATE_JOURNAL_SEGMENT_BYTES", "1MiB"), ("TIDEGATE_MQTT_MAX_PACKET_BYTES", "2MiB")];
+    let Mistakes(found) = Loaded::load(&sources("", &small, &[])).unwrap_err();
+    assert!(found[0].starts_with("mqtt.max_packet_bytes (\"2MiB\", from TIDEGATE_MQTT_MAX_PACKET_BYTES)"));
+}
+
+#[test]
+fn variables_that_kubernetes_adds_for_a_service_are_not_ours() {
+    load(
+        "",
+        &[
+            ("TIDEGATE_SERVICE_HOST", "10.0.0.1"),
+            ("TIDEGATE_SERVICE_PORT", "1883"),
+            ("TIDEGATE_SERVICE_PORT_MQTT", "1883"),
+            ("TIDEGATE_PORT", "tcp://10.0.0.1:1883"),
+            ("TIDEGATE_PORT_1883_TCP", "tcp://10.0.0.1:1883"),
+            ("TIDEGATE_PORT_1883_TCP_ADDR", "10.0.0.1"),
+            ("TIDEGATE_EDGE_PORT_8080_TCP_PROTO", "tcp"),
+            ("TIDEGATE_AGENT_DEVICE_ID", "sensor01"),
+        ],
+    );
+    assert!(Loaded::load(&sources("", &[("TIDEGATE_PORT", "1883")], &[])).is_err(), "this one is a mistake");
+}
+
+#[test]
+fn variables_follow_from_sections_and_keys_and_none_stands_for_two() {
+    let mut variables: Vec<String> = keys().map(|(_, variable)| variable).collect();
+    for promised in
+        ["DATA_DIR", "MQTT_LISTEN", "HTTP_LISTEN", "AUTH_ANONYMOUS", "JOURNAL_MAX_BYTES", "JOURNAL_SYNC"]
+    {
+        assert!(variables.contains(&format!("TIDEGATE_{promised}")), "{promised}");
+    }
+    let keys = variables.len();
+    variables.sort();
+    variables.dedup();
+    assert_eq!(variables.len(), keys);
+}
+
+#[test]
+fn the_shipped_example_is_complete_and_equal_to_the_defaults() {
+    let shipped = include_str!("../../../deploy/tidegate.toml");
+    assert_eq!(shipped, example(), "write it again with `tidegate check --example > deploy/tidegate.toml`");
+    for (path, _) in keys() {
+        let name = path.rsplit('.').next().unwrap();
+        assert!(shipped.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{name} = "))));
+    }
+    let loaded = Loaded::load(&sources(shipped, &[], &[])).unwrap();
+    assert_eq!(format!("{:?}", loaded.config), format!("{:?}", Config::default()));
+}
+
+#[test]
+fn every_sample_in_the_example_is_allowed() {
+    let uncommented: String = example()
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(rest) if rest.split(' ').nth(1) == Some("=") => format!("{rest}\n"),
+            Some(_) | None => format!("{line}\n"),
+        })
+        .collect();
+    Loaded::load(&sources(&uncommented, &[], &[])).unwrap();
+}
+
+#[test]
+fn what_is_in_effect_reads_back_as_the_same_configuration() {
+    let variables = [("TIDEGATE_JOURNAL_SYNC", "200ms"), ("TIDEGATE_MQTT_MAX_SESSION_EXPIRY", "1h")];
+    let loaded = Loaded::load(&sources("", &variables, &[])).unwrap();
+    let again = load(&loaded.effective(), &[]);
+    assert_eq!(format!("{again:?}"), format!("{:?}", loaded.config));
+    assert!(loaded.effective().contains("sync = \"200ms\"  # TIDEGATE_JOURNAL_SYNC"));
+}
