@@ -41,6 +41,16 @@ pub enum DecodeError {
     },
 }
 
+pub(super) type Checked<T> = Result<T, DecodeError>;
+
+pub(super) const fn malformed(what: &'static str, clause: &'static str) -> DecodeError {
+    DecodeError::Malformed { what, clause }
+}
+
+pub(super) const fn protocol(what: &'static str, clause: &'static str) -> DecodeError {
+    DecodeError::Protocol { what, clause }
+}
+
 impl DecodeError {
     /// The Reason Code for the DISCONNECT or CONNACK that ends the connection.
     pub const fn reason(&self) -> ReasonCode {

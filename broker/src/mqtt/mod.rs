@@ -12,8 +12,6 @@
 //!
 //! Clauses are cited by their MQTT 5.0 numbers, and by 3.1.1 numbers where only that version has the rule.
 
-#![allow(dead_code, clippy::ptr_arg)]
-
 mod decode;
 pub mod encode;
 mod error;

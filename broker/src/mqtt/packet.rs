@@ -373,8 +373,8 @@ impl<'a> Iterator for SubscriptionsIter<'a> {
     type Item = Subscription<'a>;
 
     fn next(&mut self) -> Option<Subscription<'a>> {
-        let filter = trusted_text(self.0.binary()?);
-        Subscription::from_options(filter, self.0.u8()?)
+        let filter = trusted_text(self.0.binary().ok()?);
+        Subscription::from_options(filter, self.0.u8().ok()?)
     }
 }
 
@@ -430,7 +430,7 @@ impl<'a> Iterator for FiltersIter<'a> {
     type Item = &'a str;
 
     fn next(&mut self) -> Option<&'a str> {
-        self.0.binary().map(trusted_text)
+        self.0.binary().ok().map(trusted_text)
     }
 }
 

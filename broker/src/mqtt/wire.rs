@@ -2,7 +2,12 @@
 
 use std::str::from_utf8;
 
-/// Reads values from the front of bytes that are all there. Every `None` means: the bytes end too early.
+use super::error::{Checked, DecodeError, malformed};
+use crate::topic::{TopicError, TopicFilter, TopicName};
+
+const SHORT: DecodeError = malformed("the packet ends inside a field", "2.1.4");
+
+/// Reads values from the front of the bytes of one packet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reader<'a>(&'a [u8]);
 
@@ -21,52 +26,102 @@ impl<'a> Reader<'a> {
     }
 
     #[inline]
-    pub(super) fn take(&mut self, bytes: usize) -> Option<&'a [u8]> {
-        let (value, rest) = self.0.split_at_checked(bytes)?;
+    pub(super) fn take(&mut self, bytes: usize) -> Checked<&'a [u8]> {
+        let (value, rest) = self.0.split_at_checked(bytes).ok_or(SHORT)?;
         self.0 = rest;
-        Some(value)
+        Ok(value)
     }
 
     #[inline]
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (value, rest) = self.0.split_first_chunk()?;
+    fn array<const N: usize>(&mut self) -> Checked<[u8; N]> {
+        let (value, rest) = self.0.split_first_chunk().ok_or(SHORT)?;
         self.0 = rest;
-        Some(*value)
+        Ok(*value)
     }
 
     #[inline]
-    pub(super) fn u8(&mut self) -> Option<u8> {
+    pub(super) fn u8(&mut self) -> Checked<u8> {
         self.array().map(|[byte]| byte)
     }
 
     #[inline]
-    pub(super) fn u16(&mut self) -> Option<u16> {
+    pub(super) fn u16(&mut self) -> Checked<u16> {
         self.array().map(u16::from_be_bytes)
     }
 
     #[inline]
-    pub(super) fn u32(&mut self) -> Option<u32> {
+    pub(super) fn u32(&mut self) -> Checked<u32> {
         self.array().map(u32::from_be_bytes)
+    }
+
+    /// A Packet Identifier, which is never 0.
+    #[inline]
+    pub(super) fn packet_id(&mut self) -> Checked<u16> {
+        match self.u16()? {
+            0 => Err(super::error::protocol("a Packet Identifier is never 0", "MQTT-2.2.1-3")),
+            packet_id => Ok(packet_id),
+        }
+    }
+
+    /// A Variable Byte Integer of MQTT 5.0.
+    #[inline]
+    pub(super) fn var_int(&mut self) -> Checked<u32> {
+        match var_int(self.0) {
+            VarInt::Value { value, bytes, minimal: true } => {
+                self.take(bytes)?;
+                Ok(value)
+            }
+            VarInt::Value { minimal: false, .. } => Err(NOT_MINIMAL),
+            VarInt::Incomplete => Err(SHORT),
+            VarInt::TooLong => Err(TOO_LONG),
+        }
     }
 
     /// Binary Data, or the bytes of a UTF-8 Encoded String: two bytes of length in front (sections 1.5.4, 1.5.6).
     #[inline]
-    pub(super) fn binary(&mut self) -> Option<&'a [u8]> {
+    pub(super) fn binary(&mut self) -> Checked<&'a [u8]> {
         let bytes = self.u16()?;
         self.take(usize::from(bytes))
+    }
+
+    /// A UTF-8 Encoded String.
+    #[inline]
+    pub(super) fn text(&mut self) -> Checked<&'a str> {
+        text(self.binary()?)
+    }
+
+    /// The section of properties at this place of an MQTT 5.0 packet, without its length.
+    #[inline]
+    pub(super) fn properties(&mut self) -> Checked<&'a [u8]> {
+        let bytes = self.var_int()?;
+        self.take(bytes as usize)
+    }
+
+    /// That nothing is left.
+    #[inline]
+    pub(super) const fn end(self) -> Checked<()> {
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(malformed("bytes are left over at the end of the packet", "2.1.4"))
+        }
     }
 }
 
 /// A Variable Byte Integer at the front of some bytes (section 1.5.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum VarInt {
-    /// Its value, how many bytes it took, and whether fewer would have done.
+    /// Its value, how many bytes it took, and whether no fewer would have done.
     Value { value: u32, bytes: usize, minimal: bool },
     /// The bytes end before it does.
     Incomplete,
-    /// A fifth byte would follow [MQTT-1.5.5-1].
+    /// A fifth byte would follow.
     TooLong,
 }
+
+pub(super) const NOT_MINIMAL: DecodeError =
+    malformed("a Variable Byte Integer takes more bytes than it needs", "MQTT-1.5.5-1");
+pub(super) const TOO_LONG: DecodeError = malformed("a Variable Byte Integer has at most four bytes", "1.5.5");
 
 /// Reads a Variable Byte Integer.
 #[inline]
@@ -82,14 +137,125 @@ pub(super) fn var_int(bytes: &[u8]) -> VarInt {
     VarInt::TooLong
 }
 
-/// A UTF-8 Encoded String's bytes as text; `None` if they are ill-formed [MQTT-1.5.4-1] or hold U+0000
-/// [MQTT-1.5.4-2]. A byte order mark is a character like any other [MQTT-1.5.4-3].
+const ILL_FORMED: DecodeError = malformed("a string is not well-formed UTF-8", "MQTT-1.5.4-1");
+const NUL: DecodeError = malformed("a string holds the character U+0000", "MQTT-1.5.4-2");
+
+/// A UTF-8 Encoded String's bytes as text. A byte order mark is a character like any other [MQTT-1.5.4-3].
 #[inline]
-pub(super) fn text(bytes: &[u8]) -> Option<&str> {
-    if bytes.contains(&0) { None } else { from_utf8(bytes).ok() }
+pub(super) fn text(bytes: &[u8]) -> Checked<&str> {
+    let text = from_utf8(bytes).map_err(|_| ILL_FORMED)?;
+    if bytes.contains(&0) { Err(NUL) } else { Ok(text) }
 }
 
 /// Text that was checked when its packet was decoded.
 pub(super) fn trusted_text(bytes: &[u8]) -> &str {
     from_utf8(bytes).expect("checked when the packet was decoded")
+}
+
+/// A Topic Name.
+#[inline]
+pub(super) fn topic_name(bytes: &[u8]) -> Checked<TopicName<'_>> {
+    let text = from_utf8(bytes).map_err(|_| ILL_FORMED)?;
+    if !bytes.is_empty() && is_plain(bytes) {
+        return Ok(TopicName::trusted(text));
+    }
+    TopicName::new(text).map_err(topic_error)
+}
+
+/// That `text` is a Topic Filter.
+pub(super) fn check_filter(text: &str) -> Checked<TopicFilter> {
+    TopicFilter::new(text).map_err(topic_error)
+}
+
+pub(super) const fn topic_error(error: TopicError) -> DecodeError {
+    match error {
+        TopicError::Empty => malformed("a topic needs at least one character", "MQTT-4.7.3-1"),
+        TopicError::TooLong => malformed("a topic has at most 65535 bytes", "MQTT-4.7.3-3"),
+        TopicError::Nul => NUL,
+        TopicError::WildcardInName => {
+            malformed("a Topic Name cannot hold the wildcards + and #", "MQTT-3.3.2-2")
+        }
+        TopicError::MisplacedWildcard => {
+            malformed("a wildcard must fill its level, and # must be the last level", "MQTT-4.7.1-1")
+        }
+        TopicError::MalformedShare => malformed(
+            "a Shared Subscription is written $share/name/filter, with no + or # in the name",
+            "MQTT-4.8.2-2",
+        ),
+    }
+}
+
+/// Whether none of `bytes` is 0, `+` or `#`, eight at a time: Topic Names are checked for every PUBLISH.
+#[inline]
+fn is_plain(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks();
+    let mut last = [b'/'; 8];
+    if let Some(tail) = bytes.last_chunk() {
+        // Overlaps the last whole word, which costs less than copying a part of one.
+        last = *tail;
+    } else {
+        last[..rest.len()].copy_from_slice(rest);
+    }
+    words.iter().all(|word| is_plain_word(*word)) && is_plain_word(last)
+}
+
+#[inline]
+const fn is_plain_word(word: [u8; 8]) -> bool {
+    const fn repeat(byte: u8) -> u64 {
+        u64::from_ne_bytes([byte; 8])
+    }
+    // Exactly then not 0 when a byte is 0: a byte's high bit is set by the subtraction and was not set before.
+    const fn zeros(word: u64) -> u64 {
+        word.wrapping_sub(repeat(0x01)) & !word & repeat(0x80)
+    }
+    // `+` and `#` differ in the bit 0x08 alone.
+    const WILDCARDS: u64 = repeat(b'+' | b'#');
+    const DIFFERENCE: u64 = repeat(b'+' ^ b'#');
+    let word = u64::from_ne_bytes(word);
+    zeros(word) | zeros((word | DIFFERENCE) ^ WILDCARDS) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_bytes_hold_no_nul_and_no_wildcard() {
+        for length in 0..40 {
+            let mut bytes = vec![b'a'; length];
+            assert!(is_plain(&bytes));
+            for at in 0..length {
+                for byte in 0..=u8::MAX {
+                    bytes[at] = byte;
+                    assert_eq!(
+                        is_plain(&bytes),
+                        !matches!(byte, 0 | b'+' | b'#'),
+                        "{byte} at {at} of {length}"
+                    );
+                }
+                bytes[at] = b'a';
+            }
+        }
+    }
+
+    #[test]
+    fn variable_byte_integers_are_read_as_in_table_1_1() {
+        let check = |bytes: &[u8], expected| assert_eq!(var_int(bytes), expected, "{bytes:?}");
+        let value = |value, bytes, minimal| VarInt::Value { value, bytes, minimal };
+        check(&[0], value(0, 1, true));
+        check(&[0x7F, 9], value(127, 1, true));
+        check(&[0x80, 0x01], value(128, 2, true));
+        check(&[0xFF, 0x7F], value(16_383, 2, true));
+        check(&[0x80, 0x80, 0x01], value(16_384, 3, true));
+        check(&[0xFF, 0xFF, 0x7F], value(2_097_151, 3, true));
+        check(&[0x80, 0x80, 0x80, 0x01], value(2_097_152, 4, true));
+        check(&[0xFF, 0xFF, 0xFF, 0x7F], value(268_435_455, 4, true));
+        check(&[0x80, 0x00], value(0, 2, false));
+        check(&[0xFF, 0x80, 0x00], value(127, 3, false));
+        check(&[], VarInt::Incomplete);
+        check(&[0x80], VarInt::Incomplete);
+        check(&[0xFF, 0xFF, 0xFF], VarInt::Incomplete);
+        check(&[0xFF, 0xFF, 0xFF, 0x80], VarInt::TooLong);
+        check(&[0x80, 0x80, 0x80, 0x80, 0x01], VarInt::TooLong);
+    }
 }

@@ -1,0 +1,1 @@
+//! What the clauses of the specification allow and forbid, packet by packet.
