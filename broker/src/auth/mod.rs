@@ -1,7 +1,16 @@
-//! Who may connect, publish and subscribe. (Interface first.)
+//! Who may connect.
+//!
+//! [`Access`] decides from the peer's address and the credentials in CONNECT; [`PasswordFile`] holds usernames
+//! with hashed passwords in mosquitto's format. What an accepted client may publish and subscribe is not decided
+//! here.
+
+mod hash;
+mod password_file;
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::sync::{PoisonError, RwLock};
+
+pub use password_file::{PasswordFile, PasswordFileError};
 
 /// Who may connect without credentials.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -16,6 +25,18 @@ pub enum Anonymous {
     Always,
 }
 
+impl Anonymous {
+    /// Whether a client at `peer` may do without credentials.
+    fn admits(self, peer: IpAddr) -> bool {
+        match self {
+            // A dual-stack listener sees 127.0.0.1 as ::ffff:127.0.0.1.
+            Self::Loopback => peer.to_canonical().is_loopback(),
+            Self::Never => false,
+            Self::Always => true,
+        }
+    }
+}
+
 /// Why a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
@@ -28,60 +49,154 @@ pub enum Denied {
 }
 
 /// The rules for connecting.
+///
+/// | credentials | password file | decision |
+/// |---|---|---|
+/// | none | any | [`Anonymous`] |
+/// | given | yes | must be right, wherever the client is |
+/// | given | none | nothing to check them against: as if none had been given |
+///
+/// A client has given credentials when its CONNECT holds a User Name; a password alone names nobody and counts for
+/// nothing. These are mosquitto's rules, with [`Anonymous::Loopback`] added to `allow_anonymous`.
 #[derive(Debug, Default)]
-pub struct Access;
+pub struct Access {
+    anonymous: Anonymous,
+    passwords: RwLock<Option<PasswordFile>>,
+}
 
-#[allow(unused_variables)]
 impl Access {
     /// `anonymous` says who may connect without credentials; those who give some are checked against `passwords`.
-    pub fn new(anonymous: Anonymous, passwords: Option<PasswordFile>) -> Self {
-        todo!()
+    pub const fn new(anonymous: Anonymous, passwords: Option<PasswordFile>) -> Self {
+        Self { anonymous, passwords: RwLock::new(passwords) }
     }
 
     /// Whether the client may connect from `peer` with these credentials.
+    ///
+    /// The first time that a password is seen to be right takes as long as its hash asks for (about a millisecond
+    /// with the hashes that [`PasswordFile::set`] makes), later times take microseconds. A refusal always takes that
+    /// long, whether the username is known or not.
     pub fn connect(
         &self,
         peer: IpAddr,
         username: Option<&str>,
         password: Option<&[u8]>,
     ) -> Result<(), Denied> {
-        todo!()
+        let passwords = self.passwords.read().unwrap_or_else(PoisonError::into_inner);
+        match (&*passwords, username) {
+            (Some(passwords), Some(username)) => {
+                if passwords.verify(username, password) {
+                    Ok(())
+                } else {
+                    Err(Denied::BadCredentials)
+                }
+            }
+            (None, _) | (Some(_), None) => {
+                if self.anonymous.admits(peer) {
+                    Ok(())
+                } else {
+                    Err(Denied::NotAuthorised)
+                }
+            }
+        }
+    }
+
+    /// From now on checks credentials against `passwords`. Clients that are connected stay.
+    pub fn replace_passwords(&self, passwords: Option<PasswordFile>) {
+        *self.passwords.write().unwrap_or_else(PoisonError::into_inner) = passwords;
     }
 }
 
-/// Usernames with hashed passwords, in mosquitto's format.
-#[derive(Clone, Debug, Default)]
-pub struct PasswordFile;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Why a password file could not be read or written: names the file and, where there is one, the line.
-#[derive(Debug, thiserror::Error)]
-#[error("password file")]
-pub struct PasswordFileError;
+    const HERE: [&str; 4] = ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"];
+    const ELSEWHERE: [&str; 4] = ["192.0.2.7", "0.0.0.0", "2001:db8::1", "::ffff:192.0.2.7"];
 
-#[allow(unused_variables)]
-impl PasswordFile {
-    /// Reads the file at `path`.
-    pub fn open(path: &Path) -> Result<Self, PasswordFileError> {
-        todo!()
+    fn file() -> PasswordFile {
+        let mut file = PasswordFile::default();
+        file.set("sensor01", b"secret").unwrap();
+        file
     }
 
-    /// Reads the content of a password file; `name` is what errors call it.
-    pub fn parse(name: &Path, content: &str) -> Result<Self, PasswordFileError> {
-        todo!()
+    #[track_caller]
+    fn check(
+        access: &Access,
+        peers: &[&str],
+        username: Option<&str>,
+        password: Option<&str>,
+        expected: Result<(), Denied>,
+    ) {
+        for peer in peers {
+            let decided = access.connect(peer.parse().unwrap(), username, password.map(str::as_bytes));
+            assert_eq!(decided, expected, "{access:?} {peer} {username:?} {password:?}");
+        }
     }
 
-    /// Adds `username`, or changes its password.
-    pub fn set(&mut self, username: &str, password: &[u8]) -> Result<(), PasswordFileError> {
-        todo!()
+    #[test]
+    fn without_credentials_the_anonymous_rule_decides() {
+        for passwords in [None, Some(file())] {
+            let access = Access::new(Anonymous::Loopback, passwords.clone());
+            check(&access, &HERE, None, None, Ok(()));
+            check(&access, &ELSEWHERE, None, None, Err(Denied::NotAuthorised));
+            let access = Access::new(Anonymous::Never, passwords.clone());
+            check(&access, &HERE, None, None, Err(Denied::NotAuthorised));
+            check(&access, &ELSEWHERE, None, None, Err(Denied::NotAuthorised));
+            let access = Access::new(Anonymous::Always, passwords);
+            check(&access, &HERE, None, None, Ok(()));
+            check(&access, &ELSEWHERE, None, None, Ok(()));
+        }
+        check(&Access::default(), &HERE, None, None, Ok(()));
+        check(&Access::default(), &ELSEWHERE, None, None, Err(Denied::NotAuthorised));
     }
 
-    /// Removes `username`; false if it was not there.
-    pub fn remove(&mut self, username: &str) -> bool {
-        todo!()
+    #[test]
+    fn credentials_are_checked_wherever_the_client_is() {
+        for anonymous in [Anonymous::Loopback, Anonymous::Never, Anonymous::Always] {
+            let access = Access::new(anonymous, Some(file()));
+            for peers in [&HERE, &ELSEWHERE] {
+                // Twice, because a password that was right once is recognised in another way.
+                for _ in 0..2 {
+                    check(&access, peers, Some("sensor01"), Some("secret"), Ok(()));
+                    check(&access, peers, Some("sensor01"), Some("Secret"), Err(Denied::BadCredentials));
+                    check(&access, peers, Some("sensor01"), Some(""), Err(Denied::BadCredentials));
+                    check(&access, peers, Some("sensor01"), None, Err(Denied::BadCredentials));
+                    check(&access, peers, Some("sensor02"), Some("secret"), Err(Denied::BadCredentials));
+                    check(&access, peers, Some(""), Some(""), Err(Denied::BadCredentials));
+                }
+            }
+        }
     }
 
-    /// Writes the file at `path`: whole or not at all, readable by its owner only.
-    pub fn save(&self, path: &Path) -> Result<(), PasswordFileError> {
-        todo!()
+    #[test]
+    fn credentials_without_a_password_file_count_for_nothing() {
+        let access = Access::new(Anonymous::Loopback, None);
+        check(&access, &HERE, Some("anyone"), Some("anything"), Ok(()));
+        check(&access, &ELSEWHERE, Some("anyone"), Some("anything"), Err(Denied::NotAuthorised));
+    }
+
+    #[test]
+    fn a_password_without_a_username_names_nobody() {
+        let access = Access::new(Anonymous::Loopback, Some(file()));
+        check(&access, &HERE, None, Some("secret"), Ok(()));
+        check(&access, &ELSEWHERE, None, Some("secret"), Err(Denied::NotAuthorised));
+    }
+
+    #[test]
+    fn an_empty_password_file_admits_nobody_by_credentials() {
+        let access = Access::new(Anonymous::Always, Some(PasswordFile::default()));
+        check(&access, &HERE, Some("sensor01"), Some("secret"), Err(Denied::BadCredentials));
+        check(&access, &HERE, None, None, Ok(()));
+    }
+
+    #[test]
+    fn replaced_passwords_hold_from_then_on() {
+        let access = Access::new(Anonymous::Never, Some(file()));
+        check(&access, &HERE, Some("sensor01"), Some("secret"), Ok(()));
+        let mut changed = file();
+        changed.set("sensor01", b"other").unwrap();
+        access.replace_passwords(Some(changed));
+        check(&access, &HERE, Some("sensor01"), Some("secret"), Err(Denied::BadCredentials));
+        check(&access, &HERE, Some("sensor01"), Some("other"), Ok(()));
     }
 }
