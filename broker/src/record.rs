@@ -351,6 +351,11 @@ impl BatchBuilder {
         self.bytes.len() - self.header_bytes
     }
 
+    /// How much memory it holds on to, and the finished batch after it.
+    pub fn memory_bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Copies `entry` in: the one copy on a payload's way.
     pub fn push(&mut self, entry: &Entry<'_>) -> Appended {
         let appended = Appended {
@@ -485,6 +490,20 @@ impl Batch {
         let mut entries = self.entries();
         while entries.offset < offset && entries.skip_one() {}
         entries
+    }
+
+    /// The rest of this batch from `offset` on, of the same memory; the whole batch if it begins later. Places
+    /// that were told for the whole batch do not fit into the rest.
+    #[must_use]
+    pub fn starting_at(&self, offset: Offset) -> Self {
+        if offset <= self.base {
+            return self.clone();
+        }
+        let rest = self.entries_from(offset);
+        let passed =
+            u32::try_from(rest.offset.since(self.base)).expect("a batch has at most u32::MAX entries");
+        let entries = self.entries.slice(rest.position..);
+        Self { base: rest.offset, count: self.count - passed, time: self.time, entries }
     }
 
     /// The entries from `place` on, which must be of this batch.

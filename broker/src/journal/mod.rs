@@ -1,12 +1,54 @@
-//! The journal: one durable log, many cursors. (Interface first.)
+//! The journal: one durable log, many cursors.
+//!
+//! Entries come in through the one [`Appender`], which fills batches; the [`Writer`] (a thread of its own) writes
+//! all filled batches, syncs once and moves the durable end; [`Reader`]s follow up to it; [`Cursor`]s are the named
+//! positions below which nothing is needed any more.
+//!
+//! What always holds: offsets are dense and never used again for other content, also across a crash; an entry
+//! before the durable end survives a crash and a power loss (with [`SyncPolicy::Always`]); readers and cursors
+//! never pass the durable end; damage below the durable end is refused at opening or at reading, never passed over;
+//! after a failed write or sync nothing is accepted until the journal is opened again; nothing is trimmed that a
+//! cursor has not passed, unless [`FullPolicy::DropOldest`] says so, loudly and counted.
+//!
+//! What entries mean is left to the broker, where files are to the [`Storage`]. Files of other names in the same
+//! folder are left alone.
 
+mod appender;
+mod cursors;
+mod format;
+mod memory;
+mod reader;
+mod recovery;
+mod segment;
 mod storage;
+mod tail;
+#[cfg(test)]
+mod tests;
+mod writer;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::record::{Append, Appended, Batch, Entry, Offset, Refused};
-pub use storage::{FileStorage, MemoryStorage, Storage, StorageFile};
+pub use appender::Appender;
+use appender::Handover;
+pub use cursors::Cursor;
+use cursors::Cursors;
+pub use reader::Reader;
+use segment::Segment;
+pub use storage::{Call, FileStorage, MemoryStorage, Storage, StorageFile, read_file, replace_file};
+use tail::Tail;
+pub use writer::Writer;
+
+use crate::record::{Offset, Timestamp};
+
+/// A batch is never larger, unless one entry is.
+const BATCH_BYTES_MAX: usize = 64 << 20;
 
 /// When a batch counts as durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,17 +89,110 @@ pub struct Options {
     pub batch_bytes: usize,
 }
 
-/// Why a journal cannot be opened.
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            max_bytes: 8 << 30,
+            max_age: None,
+            full: FullPolicy::Refuse,
+            sync: SyncPolicy::Always,
+            tail_bytes: 16 << 20,
+            batch_bytes: 1 << 20,
+        }
+    }
+}
+
+/// Why a journal cannot be opened. Opening changes nothing that was acknowledged.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {}
+pub enum OpenError {
+    /// The storage failed.
+    #[error("cannot {doing} {file}: {error}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// With what.
+        file: String,
+        /// What the storage says.
+        error: io::Error,
+    },
+    /// Entries that had been acknowledged are not readable, or nobody can know whether they are.
+    #[error(
+        "{file} is damaged at byte {at}: {found}. To go on without loss restore the journal's folder from a copy; to \
+         go on without what it holds, move the whole folder away"
+    )]
+    Damaged {
+        /// Which file.
+        file: String,
+        /// Where in it.
+        at: u64,
+        /// What is wrong there.
+        found: String,
+    },
+    /// Written by a newer program.
+    #[error("{file} has format version {version}, which this program does not know: run a newer one")]
+    Version {
+        /// Which file.
+        file: String,
+        /// Its version.
+        version: u32,
+    },
+    /// Files of two journals are mixed.
+    #[error("{file} belongs to another journal: move it out of the folder, or put back what belongs there")]
+    Foreign {
+        /// Which file.
+        file: String,
+    },
+    /// The writer's thread cannot be started.
+    #[error("cannot start the journal's thread: {0}")]
+    Thread(io::Error),
+}
 
 /// Why a batch cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum ReadError {}
+pub enum ReadError {
+    /// The storage failed.
+    #[error("cannot read {file}: {error}")]
+    Io {
+        /// Which file.
+        file: String,
+        /// What the storage says.
+        error: io::Error,
+    },
+    /// What was read is not what was written.
+    #[error("{file} is damaged at byte {at}: {found}. Restore it from a copy, or trim the journal behind it")]
+    Damaged {
+        /// Which file.
+        file: String,
+        /// Where in it the damaged frame begins.
+        at: u64,
+        /// What is wrong there.
+        found: String,
+    },
+    /// No segment holds the entry, although it is durable and was not trimmed.
+    #[error("no segment holds entry {offset}")]
+    Missing {
+        /// Which entry.
+        offset: Offset,
+    },
+}
 
 /// Why a cursor cannot be made or moved.
 #[derive(Debug, thiserror::Error)]
-pub enum CursorError {}
+pub enum CursorError {
+    /// The file of cursors cannot be written.
+    #[error("cannot save the cursors: {0}")]
+    Save(#[from] io::Error),
+    /// There is no such cursor.
+    #[error("there is no cursor `{0}`")]
+    Unknown(String),
+    /// Not a cursor's name.
+    #[error("a cursor's name has 1 to 1024 bytes, not {bytes}")]
+    Name {
+        /// Its length.
+        bytes: usize,
+    },
+}
 
 /// Identifies a journal for as long as its folder lives; random, made when the folder is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -108,161 +243,323 @@ pub struct Status {
     pub cursors: Vec<CursorStatus>,
 }
 
-/// A handle to an open journal; cheap to clone, usable from any thread.
-#[derive(Clone, Debug)]
-pub struct Journal;
+/// Tells the time: the system's clock, or that of a simulation.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
-#[allow(unused_variables)]
+fn system_clock() -> Clock {
+    Arc::new(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    })
+}
+
+/// A handle to an open journal; cheap to clone, usable from any thread.
+///
+/// When the last handle and the appender are dropped, the journal closes as with [`Journal::close`].
+#[derive(Clone, Debug)]
+pub struct Journal {
+    shared: Arc<Shared>,
+    thread: Arc<WriterThread>,
+}
+
 impl Journal {
     /// Opens the journal in `storage`, recovers its tail, and starts the writer thread.
+    ///
+    /// # Errors
+    ///
+    /// If the storage fails, or if what is there is not what was acknowledged; see [`OpenError`].
     pub fn open(storage: Arc<dyn Storage>, options: Options) -> Result<(Self, Appender), OpenError> {
-        todo!()
+        let (journal, appender, writer) = Self::open_stepped(storage, options)?;
+        let thread = std::thread::Builder::new().name("journal".to_owned());
+        let thread = thread.spawn(move || writer.run()).map_err(OpenError::Thread)?;
+        *journal.thread.locked() = Some(thread);
+        Ok((journal, appender))
     }
 
     /// Like [`Journal::open`] without the thread: the caller steps the [`Writer`]. For simulations.
+    ///
+    /// # Errors
+    ///
+    /// As [`Journal::open`].
     pub fn open_stepped(
         storage: Arc<dyn Storage>,
         options: Options,
     ) -> Result<(Self, Appender, Writer), OpenError> {
-        todo!()
+        Self::open_stepped_at(storage, options, system_clock())
+    }
+
+    /// Like [`Journal::open_stepped`] with the caller's clock.
+    ///
+    /// # Errors
+    ///
+    /// As [`Journal::open`].
+    pub fn open_stepped_at(
+        storage: Arc<dyn Storage>,
+        mut options: Options,
+        clock: Clock,
+    ) -> Result<(Self, Appender, Writer), OpenError> {
+        // Trimming goes by whole segments: with fewer than four of them it could not keep room.
+        options.segment_bytes = options.segment_bytes.min(options.max_bytes / 4);
+        options.batch_bytes = options.batch_bytes.min(BATCH_BYTES_MAX);
+        let recovered = recovery::recover(&*storage, clock())?;
+        let start = recovered.segments.front().map_or(recovered.end, |segment| segment.base());
+        let shared = Arc::new(Shared {
+            id: recovered.id,
+            tail: Tail::new(recovered.end, options.tail_bytes),
+            storage,
+            clock,
+            bytes: AtomicU64::new(recovered.segments.iter().map(|segment| segment.file_bytes()).sum()),
+            segments: RwLock::new(recovered.segments),
+            start: AtomicU64::new(start.0),
+            durable_end: AtomicU64::new(recovered.end.0),
+            synced: AtomicU64::new(recovered.end.0),
+            room: AtomicU64::new(0),
+            trim_wanted: AtomicU64::new(u64::MAX),
+            full: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            failed: OnceLock::new(),
+            handover: Handover::default(),
+            cursors: Cursors::restored(recovered.cursors, start),
+            notifiers: RwLock::default(),
+            options,
+        });
+        let writer = Writer::new(shared.clone(), recovered.active, recovered.marked);
+        let thread = Arc::new(WriterThread { shared: shared.clone(), thread: Mutex::new(None) });
+        let journal = Self { shared, thread };
+        let appender = Appender::new(journal.clone());
+        Ok((journal, appender, writer))
     }
 
     /// Which journal this is.
     pub fn id(&self) -> JournalId {
-        todo!()
+        self.shared.id
     }
 
     /// The oldest kept entry.
     pub fn start(&self) -> Offset {
-        todo!()
+        self.shared.start()
     }
 
     /// Every entry before it is on disk. Readers never pass it.
     pub fn durable_end(&self) -> Offset {
-        todo!()
+        self.shared.durable_end()
     }
 
     /// A reader at `from` (or at the oldest kept entry, if that is later).
     pub fn reader(&self, from: Offset) -> Reader {
-        todo!()
+        Reader::new(self.shared.clone(), from)
     }
 
-    /// Calls `notify` from the writer thread each time the durable end has moved, or the journal has failed.
-    /// It must be quick and must not block.
+    /// Calls `notify` from the writer thread each time the durable end has moved, the journal has failed, or it
+    /// has room again after it was full. It must be quick and must not block, and must not call this.
     pub fn on_durable(&self, notify: impl Fn(Offset) + Send + Sync + 'static) {
-        todo!()
+        let mut notifiers = self.shared.notifiers.write().expect("notifiers do not panic");
+        notifiers.push(Box::new(notify));
     }
 
-    /// The cursor called `name`; a new one begins at `start`.
+    /// The cursor called `name`; a new one begins at `start`, and is saved when this returns.
+    ///
+    /// # Errors
+    ///
+    /// If the name is empty or longer than 1,024 bytes, or a new cursor cannot be saved.
     pub fn cursor(&self, name: &str, start: StartAt) -> Result<Cursor, CursorError> {
-        todo!()
+        Cursor::open(&self.shared, name, start)
     }
 
     /// Forgets the cursor called `name`, so that it holds nothing back any more.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or the file cannot be written; then it may be there again after a restart.
     pub fn remove_cursor(&self, name: &str) -> Result<(), CursorError> {
-        todo!()
+        Cursor::remove(&self.shared, name)
     }
 
     /// What it looks like now.
     pub fn status(&self) -> Status {
-        todo!()
+        let shared = &self.shared;
+        let cursors = shared.cursors.all().into_iter().map(|(name, state)| CursorStatus {
+            lag_bytes: shared.bytes_from(state.position()),
+            position: state.position(),
+            skipped: state.skipped(),
+            name,
+        });
+        Status {
+            start: shared.start(),
+            durable_end: shared.durable_end(),
+            bytes: shared.bytes.load(Ordering::Relaxed),
+            max_bytes: shared.options.max_bytes,
+            segments: shared.segments().len(),
+            full: shared.full.load(Ordering::Relaxed),
+            failed: shared.failed.get().cloned(),
+            cursors: cursors.collect(),
+        }
     }
 
-    /// Writes and syncs everything accepted, saves the cursors, ends the writer thread.
+    /// Writes and syncs everything submitted, saves the cursors, ends the writer thread. Submit, or drop the
+    /// appender, before: from now on it refuses. A journal that is stepped is ended by [`Writer::finish`] instead.
     pub fn close(&self) {
-        todo!()
+        self.thread.close();
     }
 }
 
-/// The one place where entries come in. Fills a batch while the writer syncs the one before.
+/// The thread of the [`Writer`], if it runs in one.
 #[derive(Debug)]
-pub struct Appender;
+struct WriterThread {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
 
-#[allow(unused_variables)]
-impl Appender {
-    /// Hands the filled batch to the writer if it is idle; never blocks. Call it once per round of input.
-    pub fn submit(&mut self) {
-        todo!()
+impl WriterThread {
+    fn locked(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next batch that has become durable, in order; each is returned once.
-    pub fn take_durable(&mut self) -> Option<Batch> {
-        todo!()
-    }
-
-    /// Bytes accepted and not yet durable: the shard stops reading its sockets above a limit.
-    pub fn backlog_bytes(&self) -> usize {
-        todo!()
-    }
-
-    /// Whether the journal would refuse, and why.
-    pub fn refused(&self) -> Option<Refused> {
-        todo!()
+    fn close(&self) {
+        let Some(thread) = self.locked().take() else { return };
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.allow(0);
+        self.shared.handover.close();
+        // A notifier may hold the last handle; a thread cannot wait for itself, and ends without that.
+        if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+            tracing::error!("the journal's thread panicked; what was not durable yet is lost");
+        }
     }
 }
 
-#[allow(unused_variables)]
-impl Append for Appender {
-    fn append(&mut self, entry: &Entry<'_>) -> Result<Appended, Refused> {
-        todo!()
-    }
-
-    fn end(&self) -> Offset {
-        todo!()
+impl Drop for WriterThread {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
-/// Writes batches and syncs them.
-#[derive(Debug)]
-pub struct Writer;
+type Notify = Box<dyn Fn(Offset) + Send + Sync>;
 
-impl Writer {
-    /// Writes and syncs the submitted batch, if there is one; says whether there was.
-    pub fn step(&mut self) -> bool {
-        todo!()
+/// What the appender, the writer, readers and cursors share.
+struct Shared {
+    id: JournalId,
+    options: Options,
+    storage: Arc<dyn Storage>,
+    clock: Clock,
+    segments: RwLock<VecDeque<Arc<Segment>>>,
+    tail: Tail,
+    start: AtomicU64,
+    durable_end: AtomicU64,
+    /// As `durable_end`, and synced whatever the policy is.
+    synced: AtomicU64,
+    /// What all segments take on disk.
+    bytes: AtomicU64,
+    /// The total of bytes, since the journal was opened, up to which the appender may accept.
+    room: AtomicU64,
+    /// A cursor that reaches this offset lets something be trimmed that is in the way.
+    trim_wanted: AtomicU64,
+    full: AtomicBool,
+    closed: AtomicBool,
+    failed: OnceLock<String>,
+    handover: Handover,
+    cursors: Cursors,
+    notifiers: RwLock<Vec<Notify>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "journal {:032x} {}..{}", self.id.0, self.start(), self.durable_end())
     }
 }
 
-/// Reads batches from an offset up to the durable end: from memory at the tail, else from segments.
-#[derive(Debug)]
-pub struct Reader;
-
-#[allow(unused_variables, clippy::should_implement_trait)]
-impl Reader {
-    /// The next entry that `next` will return.
-    pub fn offset(&self) -> Offset {
-        todo!()
+impl Shared {
+    fn now(&self) -> Timestamp {
+        (self.clock)()
     }
 
-    /// Goes on from `offset`.
-    pub fn seek(&mut self, offset: Offset) {
-        todo!()
+    fn start(&self) -> Offset {
+        Offset(self.start.load(Ordering::Acquire))
     }
 
-    /// The next batch, beginning exactly at [`Reader::offset`]; `None` at the durable end.
-    pub fn next(&mut self) -> Result<Option<Batch>, ReadError> {
-        todo!()
+    fn durable_end(&self) -> Offset {
+        Offset(self.durable_end.load(Ordering::Acquire))
+    }
+
+    fn is_failed(&self) -> bool {
+        self.failed.get().is_some()
+    }
+
+    /// Whether no entry will be accepted any more.
+    fn is_closed(&self) -> bool {
+        self.is_failed() || self.closed.load(Ordering::Acquire)
+    }
+
+    /// Lets the appender accept up to a total of `room` bytes, unless the journal is closed.
+    fn allow(&self, room: u64) {
+        self.room.store(room, Ordering::SeqCst);
+        if self.is_closed() {
+            self.room.store(0, Ordering::SeqCst);
+        }
+    }
+
+    fn fail(&self, reason: String) {
+        // Only the first reason counts; what follows is its consequence.
+        let _ = self.failed.set(reason);
+        self.allow(0);
+    }
+
+    fn notify(&self) {
+        let end = self.durable_end();
+        for notify in self.notifiers.read().expect("notifiers do not panic").iter() {
+            notify(end);
+        }
+    }
+
+    fn segments(&self) -> RwLockReadGuard<'_, VecDeque<Arc<Segment>>> {
+        self.segments.read().expect("no thread panics while it holds the segments")
+    }
+
+    fn segments_mut(&self) -> RwLockWriteGuard<'_, VecDeque<Arc<Segment>>> {
+        self.segments.write().expect("no thread panics while it holds the segments")
+    }
+
+    /// The oldest segment, unless it is the active one.
+    fn oldest_sealed(&self) -> Option<Arc<Segment>> {
+        let segments = self.segments();
+        (segments.len() > 1).then(|| segments[0].clone())
+    }
+
+    /// The segment that holds `offset`, or would if it were already written.
+    fn segment_of(&self, offset: Offset) -> Option<Arc<Segment>> {
+        let segments = self.segments();
+        let at = segments.partition_point(|segment| segment.base() <= offset).checked_sub(1)?;
+        Some(segments[at].clone())
+    }
+
+    /// About how many bytes lie between `offset` and the durable end.
+    fn bytes_from(&self, offset: Offset) -> u64 {
+        if offset >= self.durable_end() {
+            return 0;
+        }
+        let segments = self.segments();
+        let behind = segments.iter().rev().take_while(|segment| segment.end() > offset);
+        behind.map(|segment| segment.readable() - segment.position_near(offset)).sum()
+    }
+
+    /// Saves all cursors; where durable does not mean synced, only up to what is synced.
+    fn save_cursors(&self) -> io::Result<()> {
+        let synced = match self.options.sync {
+            SyncPolicy::Always => self.durable_end(),
+            SyncPolicy::Interval(_) | SyncPolicy::Never => Offset(self.synced.load(Ordering::Acquire)),
+        };
+        self.cursors.save(&*self.storage, self.id, synced)
     }
 }
 
-/// A named durable reading position. What lies before it is done and may be trimmed.
-#[derive(Debug)]
-pub struct Cursor;
+/// Random bits from the keys that the standard library draws from the operating system for its hash maps.
+fn random() -> u64 {
+    RandomState::new().hash_one(std::process::id())
+}
 
-#[allow(unused_variables)]
-impl Cursor {
-    /// Every entry before it is done.
-    pub fn position(&self) -> Offset {
-        todo!()
-    }
+fn fresh_id() -> JournalId {
+    JournalId(u128::from(random()) << 64 | u128::from(random()))
+}
 
-    /// Moves it forward; it is saved within a second, and at close.
-    pub fn advance(&self, to: Offset) {
-        todo!()
-    }
-
-    /// Saves all cursors now.
-    pub fn save(&self) -> Result<(), CursorError> {
-        todo!()
-    }
+fn fresh_salt() -> u32 {
+    u32::try_from(random() >> 32).expect("32 bits are left")
 }

@@ -1,21 +1,28 @@
 //! Where the journal's files are: a folder, or memory that can lose power.
+//!
+//! A [`Storage`] promises as little as POSIX does: a write is on disk after [`StorageFile::sync`], a name after
+//! [`Storage::sync_folder`], and nothing is before. What follows from a failed call is the caller's business.
 
 use std::fmt::Debug;
-use std::io;
-use std::path::Path;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+pub use super::memory::{Call, MemoryStorage};
 
 /// A flat folder of files.
 pub trait Storage: Debug + Send + Sync {
     /// The names of all files, sorted.
     fn list(&self) -> io::Result<Vec<String>>;
-    /// Makes a new empty file.
+    /// Makes a new empty file; one that exists is emptied.
     fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>>;
     /// Opens a file that exists for reading and writing.
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>>;
     /// Renames a file, replacing `to`.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
-    /// Removes a file.
+    /// Removes a file. Whoever has it open may go on reading.
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes created, renamed and removed names durable.
     fn sync_folder(&self) -> io::Result<()>;
@@ -41,18 +48,162 @@ pub trait StorageFile: Debug + Send + Sync {
     }
 }
 
-/// A folder on a real file system.
-#[derive(Debug)]
-pub struct FileStorage;
+/// Writes `bytes` as the file `name` so that after a crash it holds either all of them or what it held before.
+pub fn replace_file(storage: &dyn Storage, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let new = format!("{name}.new");
+    let file = storage.create(&new)?;
+    file.write_at(bytes, 0)?;
+    file.sync()?;
+    storage.rename(&new, name)?;
+    storage.sync_folder()
+}
 
-#[allow(unused_variables)]
+/// The whole content of `file`.
+pub fn read_file(file: &dyn StorageFile) -> io::Result<Vec<u8>> {
+    let bytes = usize::try_from(file.len()?).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    let mut buffer = vec![0; bytes];
+    file.read_at(&mut buffer, 0)?;
+    Ok(buffer)
+}
+
+const LOCK_FILE: &str = "lock";
+
+/// A folder on a real file system, locked against a second process for as long as this lives.
+#[derive(Debug)]
+pub struct FileStorage {
+    path: PathBuf,
+    folder: File,
+    _lock: File,
+}
+
 impl FileStorage {
     /// Opens `folder` (made if missing) and locks it against a second process.
+    ///
+    /// # Errors
+    ///
+    /// `ResourceBusy` if a process (this one included) has it open already; else what the operating system says.
+    /// Every message names the folder.
+    #[allow(clippy::new_ret_no_self)]
     pub fn open(folder: &Path) -> io::Result<Arc<dyn Storage>> {
-        todo!()
+        let named = |doing: &str, error: io::Error| {
+            io::Error::new(error.kind(), format!("cannot {doing} {}: {error}", folder.display()))
+        };
+        make_durable(folder).map_err(|error| named("make the folder", error))?;
+        let lock = Self::lock(folder).map_err(|error| named("lock the folder", error))?;
+        let open = File::open(folder).map_err(|error| named("open the folder", error))?;
+        Ok(Arc::new(Self { path: folder.to_owned(), folder: open, _lock: lock }))
+    }
+
+    fn lock(folder: &Path) -> io::Result<File> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(folder.join(LOCK_FILE))?;
+        match file.try_lock() {
+            Ok(()) => {
+                file.set_len(0)?;
+                file.rewind()?;
+                write!(file, "{}", std::process::id())?;
+                Ok(file)
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // The holder's number only helps to find it.
+                let _ = file.read_to_string(&mut holder);
+                let holder = if holder.is_empty() { "another process" } else { &format!("process {holder}") };
+                let message = format!("{holder} is using it; stop that one first, or choose another folder");
+                Err(io::Error::new(io::ErrorKind::ResourceBusy, message))
+            }
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 }
 
-/// Memory that can lose power: what was not synced may be lost, in any part, when it does.
-#[derive(Clone, Debug, Default)]
-pub struct MemoryStorage;
+/// Makes `folder` and its parents, each with its name synced.
+fn make_durable(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let parent = match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) | None => Path::new("."),
+    };
+    make_durable(parent)?;
+    match std::fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    File::open(parent)?.sync_all()
+}
+
+impl Storage for FileStorage {
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file()
+                && let Ok(name) = entry.file_name().into_string()
+            {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        let path = self.path.join(name);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        Ok(Arc::new(DiskFile(file)))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        let file = OpenOptions::new().read(true).write(true).open(self.path.join(name))?;
+        Ok(Arc::new(DiskFile(file)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.path.join(from), self.path.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.path.join(name))
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        self.folder.sync_all()
+    }
+
+    fn display(&self, name: &str) -> String {
+        self.path.join(name).display().to_string()
+    }
+}
+
+#[derive(Debug)]
+struct DiskFile(File);
+
+impl StorageFile for DiskFile {
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        self.0.read_exact_at(buffer, at)
+    }
+
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, at)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.0.set_len(bytes)?;
+        // `fdatasync` need not write a length that shrank; this is rare enough to write everything here.
+        self.0.sync_all()
+    }
+}

@@ -1,0 +1,304 @@
+//! Cursors: named durable reading positions, and the file that keeps them.
+//!
+//! A cursor never passes the durable end and never moves back. The journal is trimmed below the slowest *saved*
+//! position only, so that a cursor read back after a crash still finds its entries. The file is replaced as a
+//! whole:
+//!
+//! ```text
+//! magic[8] | u32 version | u32 crc of what follows | u128 journal id | u32 count
+//! | (u64 position | u64 skipped | u16 name bytes | name)*
+//! ```
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::storage::{self, Storage};
+use super::{CursorError, JournalId, Shared, StartAt, format};
+use crate::record::Offset;
+
+pub(super) const FILE: &str = "cursors";
+const MAGIC: [u8; 8] = *b"TidegatC";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 16;
+/// The longest name of a cursor, in bytes; a longer one is an error.
+const NAME_BYTES_MAX: usize = 1_024;
+
+/// All cursors of a journal.
+#[derive(Debug, Default)]
+pub(super) struct Cursors {
+    all: Mutex<BTreeMap<String, Arc<State>>>,
+    dirty: AtomicBool,
+    /// Held while the file is written, so that an older picture never replaces a newer one.
+    saving: Mutex<()>,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    position: AtomicU64,
+    /// The position that a crash would bring back.
+    saved: AtomicU64,
+    skipped: AtomicU64,
+}
+
+impl State {
+    fn new(position: Offset, skipped: u64) -> Arc<Self> {
+        let (position, saved) = (AtomicU64::new(position.0), AtomicU64::new(position.0));
+        Arc::new(Self { position, saved, skipped: AtomicU64::new(skipped) })
+    }
+
+    pub(super) fn position(&self) -> Offset {
+        Offset(self.position.load(Ordering::Acquire))
+    }
+
+    pub(super) fn skipped(&self) -> u64 {
+        self.skipped.load(Ordering::Relaxed)
+    }
+
+    /// Moves it up to `start` if it lies before, counting what it misses.
+    fn skip_to(&self, start: Offset) -> u64 {
+        let before = self.position.fetch_max(start.0, Ordering::AcqRel);
+        let missed = start.since(Offset(before));
+        self.skipped.fetch_add(missed, Ordering::Relaxed);
+        self.saved.fetch_max(start.0, Ordering::AcqRel);
+        missed
+    }
+}
+
+/// A cursor as the file holds it.
+#[derive(Debug)]
+pub(super) struct Saved {
+    pub(super) name: String,
+    pub(super) position: Offset,
+    pub(super) skipped: u64,
+}
+
+/// Whether every cursor has passed some offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Passed {
+    /// Yes, and a crash would not change that.
+    Saved,
+    /// Yes, but the file does not say so yet.
+    Unsaved,
+    /// No.
+    No,
+}
+
+impl Cursors {
+    /// The cursors in the file, whose first bytes may lie before `start`: those have missed entries.
+    pub(super) fn restored(saved: Vec<Saved>, start: Offset) -> Self {
+        let cursors = Self::default();
+        for saved in saved {
+            let state = State::new(saved.position, saved.skipped);
+            cursors.skip(&saved.name, &state, start);
+            cursors.locked().insert(saved.name, state);
+        }
+        cursors
+    }
+
+    fn locked(&self) -> MutexGuard<'_, BTreeMap<String, Arc<State>>> {
+        self.all.lock().expect("no thread panics while it holds the cursors")
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the file is out of date; whether it was not before.
+    fn soil(&self) -> bool {
+        !self.dirty.swap(true, Ordering::AcqRel)
+    }
+
+    /// Every cursor by name.
+    pub(super) fn all(&self) -> Vec<(String, Arc<State>)> {
+        self.locked().iter().map(|(name, state)| (name.clone(), state.clone())).collect()
+    }
+
+    /// Whether every cursor has passed `end`, and whether it still would have after a crash.
+    pub(super) fn passed(&self, end: Offset) -> Passed {
+        let all = self.locked();
+        if all.values().all(|state| state.saved.load(Ordering::Acquire) >= end.0) {
+            Passed::Saved
+        } else if all.values().all(|state| state.position() >= end) {
+            Passed::Unsaved
+        } else {
+            Passed::No
+        }
+    }
+
+    /// Moves the start of the journal to `start`, if every saved position allows it or it is forced; whether it
+    /// was moved. No cursor can be made before it from then on. Those that were before it have missed what is
+    /// trimmed, loudly.
+    pub(super) fn trim_to(&self, start: Offset, forced: bool, journal_start: &AtomicU64) -> bool {
+        let all = self.locked();
+        if !forced && all.values().any(|state| state.saved.load(Ordering::Acquire) < start.0) {
+            return false;
+        }
+        journal_start.store(start.0, Ordering::Release);
+        for (name, state) in all.iter() {
+            self.skip(name, state, start);
+        }
+        true
+    }
+
+    fn skip(&self, name: &str, state: &State, start: Offset) {
+        let missed = state.skip_to(start);
+        if missed > 0 {
+            self.soil();
+            tracing::warn!(cursor = name, missed, "entries were trimmed before this cursor had read them");
+        }
+    }
+
+    /// The cursor called `name`, made if there is none; and whether it was made.
+    fn entry(&self, name: &str, position: impl FnOnce() -> Offset) -> (Arc<State>, bool) {
+        let mut all = self.locked();
+        if let Some(state) = all.get(name) {
+            return (state.clone(), false);
+        }
+        let state = State::new(position(), 0);
+        all.insert(name.to_owned(), state.clone());
+        (state, true)
+    }
+
+    /// Writes the file. Positions are saved up to `synced` only: a saved position beyond the end that a crash
+    /// leaves would look like damage.
+    pub(super) fn save(&self, storage: &dyn Storage, id: JournalId, synced: Offset) -> io::Result<()> {
+        let _one_at_a_time = self.saving.lock().expect("no thread panics while it saves cursors");
+        self.dirty.store(false, Ordering::Release);
+        let all = self.all();
+        let saved: Vec<_> = all.iter().map(|(_, state)| state.position().min(synced)).collect();
+        let result = storage::replace_file(storage, FILE, &encode(id, &all, &saved));
+        let behind = all.iter().zip(&saved).any(|((_, state), saved)| state.position() > *saved);
+        if result.is_err() || behind {
+            self.soil();
+        }
+        result?;
+        for ((_, state), saved) in all.iter().zip(saved) {
+            state.saved.fetch_max(saved.0, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+}
+
+fn encode(id: JournalId, all: &[(String, Arc<State>)], saved: &[Offset]) -> Vec<u8> {
+    let mut bytes = vec![0; HEADER_BYTES];
+    bytes.extend(id.0.to_le_bytes());
+    bytes.extend(
+        u32::try_from(all.len()).expect("fewer than 4 billion cursors fit into memory").to_le_bytes(),
+    );
+    for ((name, state), saved) in all.iter().zip(saved) {
+        bytes.extend(saved.0.to_le_bytes());
+        bytes.extend(state.skipped().to_le_bytes());
+        bytes.extend(
+            u16::try_from(name.len()).expect("names are checked when cursors are made").to_le_bytes(),
+        );
+        bytes.extend(name.as_bytes());
+    }
+    let crc = format::crc(0, &bytes[HEADER_BYTES..]);
+    bytes[0..8].copy_from_slice(&MAGIC);
+    bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+/// What the file holds. `Err` says at which byte it is damaged.
+pub(super) fn decode(bytes: &[u8]) -> Result<(JournalId, Vec<Saved>), usize> {
+    let (header, body) = bytes.split_at_checked(HEADER_BYTES).ok_or(bytes.len())?;
+    if header[0..8] != MAGIC || format::u32_at(header, 8) != VERSION {
+        return Err(0);
+    }
+    if format::u32_at(header, 12) != format::crc(0, body) {
+        return Err(HEADER_BYTES);
+    }
+    let mut rest = body;
+    let mut take = |count: usize| -> Result<&[u8], usize> {
+        let (taken, left) = rest.split_at_checked(count).ok_or(bytes.len())?;
+        rest = left;
+        Ok(taken)
+    };
+    let id = take(16)?;
+    let id = u128::from(format::u64_at(id, 0)) | u128::from(format::u64_at(id, 8)) << 64;
+    let count = format::u32_at(take(4)?, 0);
+    let mut cursors = Vec::new();
+    for _ in 0..count {
+        let fixed = take(18)?;
+        let name = take(usize::from(u16::from_le_bytes([fixed[16], fixed[17]])))?;
+        let name = std::str::from_utf8(name).map_err(|_| HEADER_BYTES)?.to_owned();
+        cursors.push(Saved {
+            name,
+            position: Offset(format::u64_at(fixed, 0)),
+            skipped: format::u64_at(fixed, 8),
+        });
+    }
+    Ok((JournalId(id), cursors))
+}
+
+/// A named durable reading position. What lies before it is done and may be trimmed.
+#[derive(Debug)]
+pub struct Cursor {
+    shared: Arc<Shared>,
+    state: Arc<State>,
+}
+
+impl Cursor {
+    pub(super) fn open(shared: &Arc<Shared>, name: &str, start: StartAt) -> Result<Self, CursorError> {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            return Err(CursorError::Name { bytes: name.len() });
+        }
+        let (state, made) = shared.cursors.entry(name, || {
+            let (oldest, end) = (shared.start(), shared.durable_end());
+            match start {
+                StartAt::Oldest => oldest,
+                StartAt::End => end,
+                StartAt::Offset(offset) => offset.clamp(oldest, end),
+            }
+        });
+        let cursor = Self { shared: shared.clone(), state };
+        if made {
+            // Were it forgotten in a crash, it would begin at a later end and miss what lies between.
+            cursor.save()?;
+        }
+        Ok(cursor)
+    }
+
+    pub(super) fn remove(shared: &Shared, name: &str) -> Result<(), CursorError> {
+        if shared.cursors.locked().remove(name).is_none() {
+            return Err(CursorError::Unknown(name.to_owned()));
+        }
+        let saved = shared.save_cursors();
+        shared.handover.poke();
+        Ok(saved?)
+    }
+
+    /// Every entry before it is done.
+    pub fn position(&self) -> Offset {
+        self.state.position()
+    }
+
+    /// Entries that were trimmed before it had read them.
+    pub fn skipped(&self) -> u64 {
+        self.state.skipped()
+    }
+
+    /// Moves it forward; it is saved within a second, and at close. An offset before its position changes
+    /// nothing, one beyond the durable end counts as the durable end.
+    pub fn advance(&self, to: Offset) {
+        let to = to.min(self.shared.durable_end());
+        if self.state.position.fetch_max(to.0, Ordering::AcqRel) >= to.0 {
+            return;
+        }
+        if self.shared.cursors.soil() || to.0 >= self.shared.trim_wanted.load(Ordering::Acquire) {
+            self.shared.handover.poke();
+        }
+    }
+
+    /// Saves all cursors now.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be written. The old file stays, and the positions in memory hold.
+    pub fn save(&self) -> Result<(), CursorError> {
+        Ok(self.shared.save_cursors()?)
+    }
+}

@@ -1,0 +1,146 @@
+//! Reading batches back: from memory at the tail, else from segments.
+
+use std::io;
+use std::sync::Arc;
+
+use super::format::{Frame, Kind};
+use super::segment::{Found, FrameReader, Segment};
+use super::{ReadError, Shared};
+use crate::plant::{self, Bug};
+use crate::record::{Batch, Offset};
+
+/// Reads batches from an offset up to the durable end: from memory at the tail, else from segments.
+///
+/// Batches come in order and without gaps, each beginning where the one before ended. Only where entries were
+/// trimmed before they were read does a reader go on at the oldest kept one, and counts what it missed.
+#[derive(Debug)]
+pub struct Reader {
+    shared: Arc<Shared>,
+    offset: Offset,
+    skipped: u64,
+    place: Option<Place>,
+}
+
+/// Where in which segment a reader is.
+#[derive(Debug)]
+struct Place {
+    segment: Arc<Segment>,
+    frames: FrameReader,
+}
+
+#[allow(clippy::should_implement_trait)]
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, from: Offset) -> Self {
+        let offset = from.max(shared.start());
+        Self { shared, offset, skipped: 0, place: None }
+    }
+
+    /// The next entry that `next` will return.
+    pub fn offset(&self) -> Offset {
+        self.offset
+    }
+
+    /// Entries that were trimmed before this reader had read them.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// Goes on from `offset`; what lies in between does not count as skipped. Beyond the durable end it waits
+    /// until the durable end has come that far.
+    pub fn seek(&mut self, offset: Offset) {
+        self.offset = offset;
+        self.place = None;
+    }
+
+    /// The next batch, beginning exactly at [`Reader::offset`]; `None` at the durable end.
+    ///
+    /// Reads from disk when it is not at the tail: do not call it where blocking is forbidden.
+    ///
+    /// # Errors
+    ///
+    /// If the segment cannot be read or is damaged. The reader stays where it is.
+    pub fn next(&mut self) -> Result<Option<Batch>, ReadError> {
+        loop {
+            if self.offset >= self.shared.durable_end() && !plant::is(Bug::ReadPastDurableEnd) {
+                return Ok(None);
+            }
+            self.skip_trimmed();
+            if let Some(batch) = self.shared.tail.at(self.offset) {
+                self.place = None;
+                return Ok(Some(self.pass(&batch)));
+            }
+            if plant::is(Bug::ReadPastDurableEnd) && self.offset >= self.shared.durable_end() {
+                return Ok(None);
+            }
+            match self.read() {
+                Ok(batch) => return Ok(Some(self.pass(&batch))),
+                Err(error) => {
+                    self.place = None;
+                    // A segment that was trimmed meanwhile is no error: the loop goes on behind it.
+                    if self.offset >= self.shared.start() {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    fn pass(&mut self, batch: &Batch) -> Batch {
+        let batch = batch.starting_at(self.offset);
+        self.offset = batch.end();
+        batch
+    }
+
+    fn skip_trimmed(&mut self) {
+        let start = self.shared.start();
+        if self.offset < start {
+            self.skipped += start.since(self.offset);
+            self.seek(start);
+        }
+    }
+
+    /// The batch that holds the offset, from its segment.
+    fn read(&mut self) -> Result<Batch, ReadError> {
+        loop {
+            let place = match &mut self.place {
+                Some(place) => place,
+                None => self.place.insert(locate(&self.shared, self.offset)?),
+            };
+            let (segment, at) = (&place.segment, place.frames.position());
+            let damaged = |found: String| ReadError::Damaged {
+                file: self.shared.storage.display(&segment.name),
+                at,
+                found,
+            };
+            match place.frames.next(segment.readable()) {
+                Ok(Found::Frame(frame, _)) if frame.end() <= self.offset => {}
+                Ok(Found::Frame(frame, body)) => return batch(&frame, body, self.offset).map_err(damaged),
+                Ok(Found::End) if self.offset >= segment.end() => self.place = None,
+                Ok(Found::End) => return Err(damaged(format!("entry {} is missing", self.offset))),
+                Ok(Found::Bad(_)) => return Err(damaged("a checksum is wrong".to_owned())),
+                Err(error) => return Err(io_error(&self.shared, segment, error)),
+            }
+        }
+    }
+}
+
+fn batch(frame: &Frame, body: bytes::Bytes, offset: Offset) -> Result<Batch, String> {
+    if frame.kind != Kind::Batch || frame.base > offset {
+        return Err(format!("entry {offset} is missing"));
+    }
+    Batch::from_encoded(frame.base, frame.count, frame.time, body).map_err(|error| error.to_string())
+}
+
+fn locate(shared: &Shared, offset: Offset) -> Result<Place, ReadError> {
+    let segment = shared.segment_of(offset).ok_or(ReadError::Missing { offset })?;
+    if segment.end() <= offset {
+        return Err(ReadError::Missing { offset });
+    }
+    let file = shared.storage.open(&segment.name).map_err(|error| io_error(shared, &segment, error))?;
+    let frames = FrameReader::new(file, segment.header.salt, segment.position_near(offset));
+    Ok(Place { segment, frames })
+}
+
+fn io_error(shared: &Shared, segment: &Segment, error: io::Error) -> ReadError {
+    ReadError::Io { file: shared.storage.display(&segment.name), error }
+}

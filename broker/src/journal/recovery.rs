@@ -1,0 +1,370 @@
+//! Opening: finds the end of the journal again and tells a torn tail from damage.
+//!
+//! Sealed segments are trusted by their footers and must connect. The last segment is read frame by frame. At its
+//! first bad frame the journal ends, unless something proves that entries from there on had been synced: a later
+//! frame or mark whose `durable_before` lies beyond, or a saved cursor. Then this is damage, and the journal
+//! refuses to open. Otherwise the rest is the torn tail of a crash and is dropped.
+//!
+//! The limit of this: of the last group of batches that was synced before a crash nothing on disk proves that it
+//! was, until the next group is written, an idle second leaves a mark, or the journal is closed. Damage exactly
+//! there looks like a torn tail.
+//!
+//! What survived although it may never have been synced is written again and synced before it counts as durable:
+//! after a failed sync the operating system may hold pages for clean that are not on disk.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::cursors::Saved;
+use super::format::{
+    FRAME_BYTES, Footer, Frame, HeaderFault, Kind, SEGMENT_HEADER_BYTES, SegmentHeader, TRAILER_BYTES,
+    find_frame,
+};
+use super::segment::{self, ActiveSegment, Found, FrameReader, Segment};
+use super::storage::{self, Storage, StorageFile};
+use super::{JournalId, OpenError, cursors, fresh_id, fresh_salt};
+use crate::plant::{self, Bug};
+use crate::record::{Offset, Timestamp};
+
+/// How much is read at once where whole files are searched or copied.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// What was found.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    pub(super) id: JournalId,
+    /// All segments; the last one is the active one.
+    pub(super) segments: VecDeque<Arc<Segment>>,
+    pub(super) active: ActiveSegment,
+    pub(super) end: Offset,
+    /// What the newest mark proves to be synced.
+    pub(super) marked: Offset,
+    pub(super) cursors: Vec<Saved>,
+}
+
+/// Finds the journal in `storage`, or makes one.
+pub(super) fn recover(storage: &dyn Storage, now: Timestamp) -> Result<Recovered, OpenError> {
+    let names = storage.list().map_err(|error| folder_error(storage, "list", error))?;
+    let mut bases = Vec::new();
+    for name in &names {
+        let unfinished = name.strip_suffix(".new");
+        if unfinished.is_some_and(|name| name == cursors::FILE || segment::base_in_name(name).is_some()) {
+            storage.remove(name).map_err(|error| io_error(storage, "remove", name, error))?;
+        }
+        bases.extend(segment::base_in_name(name));
+    }
+    let saved = read_cursors(storage, names.iter().any(|name| name == cursors::FILE))?;
+    // A process may have been killed between a rename and this.
+    storage.sync_folder().map_err(|error| folder_error(storage, "sync", error))?;
+    match bases.pop() {
+        None => begin(storage, saved, now),
+        Some(last) => resume(storage, &bases, last, saved, now),
+    }
+}
+
+type SavedCursors = Option<(JournalId, Vec<Saved>)>;
+
+fn read_cursors(storage: &dyn Storage, exists: bool) -> Result<SavedCursors, OpenError> {
+    if !exists {
+        return Ok(None);
+    }
+    let read = || storage::read_file(&*storage.open(cursors::FILE)?);
+    let bytes = read().map_err(|error| io_error(storage, "read", cursors::FILE, error))?;
+    cursors::decode(&bytes).map(Some).map_err(|at| OpenError::Damaged {
+        file: storage.display(cursors::FILE),
+        at: at as u64,
+        found: "the saved cursors are not readable, so that nobody knows what was already carried on"
+            .to_owned(),
+    })
+}
+
+fn begin(storage: &dyn Storage, saved: SavedCursors, now: Timestamp) -> Result<Recovered, OpenError> {
+    let cursors = saved.map(|(_, cursors)| cursors).unwrap_or_default();
+    if let Some(Saved { name, position, .. }) = cursors.iter().find(|cursor| cursor.position.0 > 0) {
+        return Err(OpenError::Damaged {
+            file: storage.display(cursors::FILE),
+            at: 0,
+            found: format!("cursor `{name}` stands at entry {position}, but there are no segments"),
+        });
+    }
+    let id = fresh_id();
+    let header = SegmentHeader { id, base: Offset(0), created: now, salt: fresh_salt() };
+    let active = create(storage, header)?;
+    let segments = VecDeque::from([active.segment.clone()]);
+    Ok(Recovered { id, segments, active, end: Offset(0), marked: Offset(0), cursors })
+}
+
+fn resume(
+    storage: &dyn Storage,
+    sealed: &[Offset],
+    last: Offset,
+    saved: SavedCursors,
+    now: Timestamp,
+) -> Result<Recovered, OpenError> {
+    let mut segments = VecDeque::new();
+    for base in sealed {
+        let segment = read_sealed(storage, *base)?;
+        check_connected(storage, segments.back(), &segment.header)?;
+        segments.push_back(Arc::new(segment));
+    }
+    let (header, file) = open_segment(storage, last)?;
+    check_connected(storage, segments.back(), &header)?;
+    let id = header.id;
+    let cursors = match saved {
+        Some((of, _)) if of != id => {
+            return Err(OpenError::Foreign { file: storage.display(cursors::FILE) });
+        }
+        Some((_, cursors)) => cursors,
+        None => Vec::new(),
+    };
+    let scan = Scan::run(storage, header, file)?;
+    scan.refuse_damage(storage, &cursors)?;
+    let (end, marked, is_sealed) = (scan.end, scan.durable_before, scan.footer.is_some());
+    let mut active = scan.settle(storage)?;
+    segments.push_back(active.segment.clone());
+    if is_sealed {
+        // The crash came before the next one was made.
+        let header = SegmentHeader { id, base: end, created: now, salt: fresh_salt() };
+        active = create(storage, header)?;
+        segments.push_back(active.segment.clone());
+    }
+    Ok(Recovered { id, segments, active, end, marked, cursors })
+}
+
+fn create(storage: &dyn Storage, header: SegmentHeader) -> Result<ActiveSegment, OpenError> {
+    let name = segment::file_name(header.base);
+    ActiveSegment::create(storage, header).map_err(|error| io_error(storage, "make", &name, error))
+}
+
+fn open_segment(
+    storage: &dyn Storage,
+    base: Offset,
+) -> Result<(SegmentHeader, Arc<dyn StorageFile>), OpenError> {
+    let name = segment::file_name(base);
+    let file = storage.open(&name).map_err(|error| io_error(storage, "open", &name, error))?;
+    let mut bytes = [0; SEGMENT_HEADER_BYTES];
+    let length = file.len().map_err(|error| io_error(storage, "measure", &name, error))?;
+    if length < bytes.len() as u64 {
+        return Err(damaged(storage, &name, length, "the file ends inside its header"));
+    }
+    file.read_at(&mut bytes, 0).map_err(|error| io_error(storage, "read", &name, error))?;
+    match SegmentHeader::decode(&bytes) {
+        Ok(header) if header.base == base => Ok((header, file)),
+        Ok(_) => Err(damaged(storage, &name, 32, "the file was renamed: it begins with another entry")),
+        Err(HeaderFault::Damaged) => Err(damaged(storage, &name, 0, "its header is not readable")),
+        Err(HeaderFault::Version(version)) => {
+            Err(OpenError::Version { file: storage.display(&name), version })
+        }
+    }
+}
+
+fn check_connected(
+    storage: &dyn Storage,
+    before: Option<&Arc<Segment>>,
+    header: &SegmentHeader,
+) -> Result<(), OpenError> {
+    let Some(before) = before else { return Ok(()) };
+    let name = segment::file_name(header.base);
+    if before.header.id != header.id {
+        return Err(OpenError::Foreign { file: storage.display(&name) });
+    }
+    if before.end() != header.base {
+        let found = format!("the segment before it ends at entry {}: a file is missing", before.end());
+        return Err(damaged(storage, &name, 0, &found));
+    }
+    Ok(())
+}
+
+/// A segment that is followed by another one, and so must have a whole footer.
+fn read_sealed(storage: &dyn Storage, base: Offset) -> Result<Segment, OpenError> {
+    let (header, file) = open_segment(storage, base)?;
+    let name = segment::file_name(base);
+    let read = |error| io_error(storage, "read", &name, error);
+    let length = file.len().map_err(read)?;
+    let trailer_at = length.saturating_sub(TRAILER_BYTES as u64);
+    let no_footer =
+        || damaged(storage, &name, trailer_at, "a later segment exists, but its footer is not readable");
+    let mut trailer = [0; TRAILER_BYTES];
+    file.read_at(&mut trailer, trailer_at).map_err(read)?;
+    let position = Footer::position(&trailer).filter(|at| *at < length).ok_or_else(no_footer)?;
+    let Found::Frame(frame, body) =
+        FrameReader::new(file, header.salt, position).next(length).map_err(read)?
+    else {
+        return Err(no_footer());
+    };
+    let footer = Footer::decode(&body).filter(|footer| {
+        let ends = footer.position == position && position + frame.bytes() as u64 == length;
+        frame.kind == Kind::Footer && ends && footer.end == frame.base
+    });
+    Ok(Segment::sealed(header, footer.ok_or_else(no_footer)?, length))
+}
+
+/// The last segment, frame by frame.
+#[derive(Debug)]
+struct Scan {
+    segment: Segment,
+    file: Arc<dyn StorageFile>,
+    length: u64,
+    /// The offset behind the last whole frame, and that frame's end in the file.
+    end: Offset,
+    position: u64,
+    newest: Timestamp,
+    /// The most that any frame proves to be synced, and where the frames begin that nothing proves.
+    durable_before: Offset,
+    doubtful_from: u64,
+    footer: Option<Footer>,
+}
+
+impl Scan {
+    fn run(
+        storage: &dyn Storage,
+        header: SegmentHeader,
+        file: Arc<dyn StorageFile>,
+    ) -> Result<Self, OpenError> {
+        let segment = Segment::new(header);
+        let name = segment.name.clone();
+        let length = file.len().map_err(|error| io_error(storage, "measure", &name, error))?;
+        let mut frames = FrameReader::new(file.clone(), header.salt, SEGMENT_HEADER_BYTES as u64);
+        let mut scan = Self {
+            segment,
+            file,
+            length,
+            end: header.base,
+            position: SEGMENT_HEADER_BYTES as u64,
+            newest: header.created,
+            durable_before: header.base,
+            doubtful_from: SEGMENT_HEADER_BYTES as u64,
+            footer: None,
+        };
+        while scan.footer.is_none() {
+            match frames.next(length).map_err(|error| io_error(storage, "read", &name, error))? {
+                Found::Frame(frame, body) if frame.base == scan.end => scan.take(&frame, &body),
+                Found::Bad(Some(frame)) if plant::is(Bug::TornTailKept) && frame.base == scan.end => {
+                    scan.take(&frame, &Bytes::new());
+                    scan.position = scan.position.min(length);
+                    break;
+                }
+                Found::Frame(..) | Found::Bad(_) | Found::End => break,
+            }
+        }
+        Ok(scan)
+    }
+
+    fn take(&mut self, frame: &Frame, body: &Bytes) {
+        if frame.durable_before >= frame.base {
+            self.doubtful_from = self.position;
+        }
+        self.durable_before = self.durable_before.max(frame.durable_before);
+        match frame.kind {
+            Kind::Batch => {
+                self.segment.remember(frame.base, self.position);
+                self.newest = Timestamp(self.newest.0.max(frame.time.0));
+            }
+            Kind::Mark => {}
+            Kind::Footer => self.footer = Footer::decode(body),
+        }
+        self.end = frame.end();
+        self.position += frame.bytes() as u64;
+    }
+
+    /// Refuses if something proves that entries from the end on had been synced.
+    fn refuse_damage(&self, storage: &dyn Storage, saved: &[Saved]) -> Result<(), OpenError> {
+        let name = &self.segment.name;
+        if let Some(Saved { name: cursor, position, .. }) =
+            saved.iter().find(|cursor| cursor.position > self.end)
+        {
+            let found = format!(
+                "entry {} is not readable, but cursor `{cursor}` had already passed it and stands at {position}",
+                self.end
+            );
+            return Err(damaged(storage, name, self.position, &found));
+        }
+        let later = self.later_proof().map_err(|error| io_error(storage, "read", name, error))?;
+        match later {
+            None => Ok(()),
+            Some((at, durable_before)) => {
+                let found = format!(
+                    "entry {} is not readable, but byte {at} proves that every entry before {durable_before} was \
+                     on disk",
+                    self.end
+                );
+                Err(damaged(storage, name, self.position, &found))
+            }
+        }
+    }
+
+    /// A frame behind the end that proves more to be synced than was read. Its header is proof enough.
+    fn later_proof(&self) -> io::Result<Option<(u64, Offset)>> {
+        let overlap = FRAME_BYTES as u64 - 1;
+        let mut from = self.position;
+        while from < self.length {
+            let bytes = (self.length - from).min(CHUNK_BYTES);
+            let mut chunk = BytesMut::zeroed(usize::try_from(bytes).expect("a chunk is small"));
+            self.file.read_at(&mut chunk, from)?;
+            let mut at = 0;
+            while let Some(found) = find_frame(&chunk, at) {
+                if let Some(frame) = Frame::decode(&chunk[found..], self.segment.header.salt)
+                    && frame.durable_before > self.end
+                {
+                    return Ok(Some((from + found as u64, frame.durable_before)));
+                }
+                at = found + 1;
+            }
+            from += if bytes > overlap { bytes - overlap } else { bytes };
+            if bytes < CHUNK_BYTES {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Drops the torn tail and makes what survived durable.
+    fn settle(self, storage: &dyn Storage) -> Result<ActiveSegment, OpenError> {
+        let name = self.segment.name.clone();
+        let dropped = self.length - self.position;
+        if dropped > 0 {
+            tracing::warn!(
+                file = storage.display(&name),
+                at = self.position,
+                bytes = dropped,
+                "dropped the torn tail of a crash: it had never been acknowledged"
+            );
+        }
+        let settled = self.write_again(dropped > 0);
+        settled.map_err(|error| io_error(storage, "make durable the tail of", &name, error))?;
+        let readable = self.footer.as_ref().map_or(self.position, |footer| footer.position);
+        self.segment.publish(self.end, readable, self.newest);
+        Ok(ActiveSegment::resume(Arc::new(self.segment), self.file, self.position))
+    }
+
+    fn write_again(&self, cut: bool) -> io::Result<()> {
+        if cut {
+            self.file.set_len(self.position)?;
+        }
+        let doubtful = self.durable_before < self.end || self.footer.is_some();
+        let mut from = if doubtful { self.doubtful_from } else { self.position };
+        while from < self.position {
+            let bytes = (self.position - from).min(CHUNK_BYTES);
+            let mut chunk = BytesMut::zeroed(usize::try_from(bytes).expect("a chunk is small"));
+            self.file.read_at(&mut chunk, from)?;
+            self.file.write_at(&chunk, from)?;
+            from += bytes;
+        }
+        if cut || doubtful { self.file.sync() } else { Ok(()) }
+    }
+}
+
+fn damaged(storage: &dyn Storage, name: &str, at: u64, found: &str) -> OpenError {
+    OpenError::Damaged { file: storage.display(name), at, found: found.to_owned() }
+}
+
+fn io_error(storage: &dyn Storage, doing: &'static str, name: &str, error: io::Error) -> OpenError {
+    OpenError::Io { doing, file: storage.display(name), error }
+}
+
+fn folder_error(storage: &dyn Storage, doing: &'static str, error: io::Error) -> OpenError {
+    OpenError::Io { doing, file: storage.display(""), error }
+}

@@ -1,0 +1,255 @@
+//! Segments: files of frames with dense offsets, and reading frames out of them.
+//!
+//! A name `{base offset, 20 digits}.log` exists only with a whole, synced header behind it: a segment is made under
+//! another name and renamed. Every segment but the last is sealed: synced, cut to its length and closed by a
+//! footer. What readers may see of a segment is told by [`Segment::end`] and [`Segment::readable`], which only the
+//! writer moves.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::format::{FRAME_BYTES, Footer, Frame, FramePlace, Kind, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::storage::{Storage, StorageFile};
+use crate::record::{Offset, Timestamp};
+
+/// One frame in so many bytes is remembered in the sparse index; a seek reads at most this much in vain.
+const INDEX_EVERY_BYTES: u64 = 256 * 1024;
+/// How much of a segment is read at once.
+const READ_BYTES: u64 = 256 * 1024;
+
+/// What is known of a segment's file; shared by the writer and the readers.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub(super) header: SegmentHeader,
+    pub(super) name: String,
+    end: AtomicU64,
+    readable: AtomicU64,
+    newest: AtomicU64,
+    file_bytes: AtomicU64,
+    index: Mutex<Vec<(Offset, u64)>>,
+}
+
+impl Segment {
+    pub(super) fn new(header: SegmentHeader) -> Self {
+        Self {
+            header,
+            name: file_name(header.base),
+            end: AtomicU64::new(header.base.0),
+            readable: AtomicU64::new(SEGMENT_HEADER_BYTES as u64),
+            newest: AtomicU64::new(header.created.0),
+            file_bytes: AtomicU64::new(SEGMENT_HEADER_BYTES as u64),
+            index: Mutex::default(),
+        }
+    }
+
+    /// A sealed segment.
+    pub(super) fn sealed(header: SegmentHeader, footer: Footer, file_bytes: u64) -> Self {
+        let segment = Self::new(header);
+        segment.publish(footer.end, footer.position, footer.newest);
+        segment.file_bytes.store(file_bytes, Ordering::Relaxed);
+        *segment.index() = footer.index;
+        segment
+    }
+
+    pub(super) fn base(&self) -> Offset {
+        self.header.base
+    }
+
+    /// The offset behind the last entry that readers may see.
+    pub(super) fn end(&self) -> Offset {
+        Offset(self.end.load(Ordering::Acquire))
+    }
+
+    /// The file position behind the last frame that readers may see.
+    pub(super) fn readable(&self) -> u64 {
+        self.readable.load(Ordering::Acquire)
+    }
+
+    /// When the newest entry was written.
+    pub(super) fn newest(&self) -> Timestamp {
+        Timestamp(self.newest.load(Ordering::Relaxed))
+    }
+
+    /// What the file takes on disk.
+    pub(super) fn file_bytes(&self) -> u64 {
+        self.file_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Lets readers see the frames before file position `readable`.
+    pub(super) fn publish(&self, end: Offset, readable: u64, newest: Timestamp) {
+        self.newest.fetch_max(newest.0, Ordering::Relaxed);
+        self.readable.store(readable, Ordering::Release);
+        self.end.store(end.0, Ordering::Release);
+    }
+
+    /// The position of a frame at or before the one that holds `offset`, not far from it.
+    pub(super) fn position_near(&self, offset: Offset) -> u64 {
+        let index = self.index();
+        match index.partition_point(|(base, _)| *base <= offset).checked_sub(1) {
+            Some(at) => index[at].1,
+            None => SEGMENT_HEADER_BYTES as u64,
+        }
+    }
+
+    /// Remembers the frame at `position` if the last one remembered is far enough away.
+    pub(super) fn remember(&self, base: Offset, position: u64) {
+        let mut index = self.index();
+        let last = index.last().map_or(SEGMENT_HEADER_BYTES as u64, |(_, position)| *position);
+        if position >= last + INDEX_EVERY_BYTES {
+            index.push((base, position));
+        }
+    }
+
+    fn index(&self) -> std::sync::MutexGuard<'_, Vec<(Offset, u64)>> {
+        self.index.lock().expect("no thread panics while it holds an index")
+    }
+}
+
+pub(super) fn file_name(base: Offset) -> String {
+    format!("{base:020}.log")
+}
+
+/// The base offset in a segment's name; `None` for other files.
+pub(super) fn base_in_name(name: &str) -> Option<Offset> {
+    let digits = name.strip_suffix(".log")?;
+    let all_digits = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    all_digits.then(|| digits.parse().ok().map(Offset)).flatten()
+}
+
+/// The segment that is written to.
+#[derive(Debug)]
+pub(super) struct ActiveSegment {
+    pub(super) segment: Arc<Segment>,
+    file: Arc<dyn StorageFile>,
+    /// Where the next frame goes.
+    position: u64,
+}
+
+impl ActiveSegment {
+    /// Makes a segment; its name is durable when this returns.
+    pub(super) fn create(storage: &dyn Storage, header: SegmentHeader) -> io::Result<Self> {
+        let segment = Arc::new(Segment::new(header));
+        let new = format!("{}.new", segment.name);
+        let file = storage.create(&new)?;
+        file.write_at(&header.encode(), 0)?;
+        file.sync()?;
+        storage.rename(&new, &segment.name)?;
+        storage.sync_folder()?;
+        Ok(Self { segment, file, position: SEGMENT_HEADER_BYTES as u64 })
+    }
+
+    /// Goes on in a segment whose frames end at `position`.
+    pub(super) fn resume(segment: Arc<Segment>, file: Arc<dyn StorageFile>, position: u64) -> Self {
+        segment.file_bytes.store(position, Ordering::Relaxed);
+        Self { segment, file, position }
+    }
+
+    pub(super) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Writes a frame behind the last one.
+    pub(super) fn write(&mut self, frame: &[u8], base: Offset) -> io::Result<()> {
+        self.file.write_at(frame, self.position)?;
+        self.segment.remember(base, self.position);
+        self.position += frame.len() as u64;
+        self.segment.file_bytes.store(self.position, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Writes a mark: proof for a later recovery that everything before `end` was synced.
+    pub(super) fn mark(&mut self, end: Offset, time: Timestamp) -> io::Result<()> {
+        let mut frame = [0; FRAME_BYTES];
+        let place = FramePlace { base: end, count: 0, time, durable_before: end };
+        Frame::seal(Kind::Mark, place, self.segment.header.salt, &mut frame);
+        self.write(&frame, end)
+    }
+
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync()
+    }
+
+    /// Closes the segment with a footer and syncs it; entries from `durable_before` on were not synced before.
+    pub(super) fn seal(&mut self, end: Offset, durable_before: Offset, newest: Timestamp) -> io::Result<()> {
+        let readable = self.position;
+        let index = self.segment.index().clone();
+        let footer = Footer { index, end, newest, position: readable };
+        let frame = footer.encode(durable_before, self.segment.header.salt);
+        self.write(&frame, end)?;
+        self.file.sync()?;
+        self.segment.publish(end, readable, newest);
+        Ok(())
+    }
+}
+
+/// What [`FrameReader::next`] found.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// A whole frame and its body.
+    Frame(Frame, Bytes),
+    /// Bytes that are no whole, undamaged frame; with the header, if that is undamaged.
+    Bad(Option<Frame>),
+    /// The limit.
+    End,
+}
+
+/// Reads frames one after the other, many with one call.
+#[derive(Debug)]
+pub(super) struct FrameReader {
+    file: Arc<dyn StorageFile>,
+    salt: u32,
+    position: u64,
+    buffer: Bytes,
+}
+
+impl FrameReader {
+    pub(super) fn new(file: Arc<dyn StorageFile>, salt: u32, position: u64) -> Self {
+        Self { file, salt, position, buffer: Bytes::new() }
+    }
+
+    /// Where the next frame begins; a bad one is not passed.
+    pub(super) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// The next frame, which must end at or before file position `limit`.
+    pub(super) fn next(&mut self, limit: u64) -> io::Result<Found> {
+        if self.position >= limit {
+            return Ok(Found::End);
+        }
+        if !self.fill(FRAME_BYTES, limit)? {
+            return Ok(Found::Bad(None));
+        }
+        let Some(frame) = Frame::decode(&self.buffer, self.salt) else {
+            return Ok(Found::Bad(None));
+        };
+        if !self.fill(frame.bytes(), limit)?
+            || !frame.holds(&self.buffer[FRAME_BYTES..frame.bytes()], self.salt)
+        {
+            return Ok(Found::Bad(Some(frame)));
+        }
+        let mut whole = self.buffer.split_to(frame.bytes());
+        whole.advance(FRAME_BYTES);
+        self.position += frame.bytes() as u64;
+        Ok(Found::Frame(frame, whole))
+    }
+
+    /// Whether `bytes` from the position on are in the buffer now.
+    fn fill(&mut self, bytes: usize, limit: u64) -> io::Result<bool> {
+        if self.buffer.len() >= bytes {
+            return Ok(true);
+        }
+        let left = limit - self.position;
+        if left < bytes as u64 {
+            return Ok(false);
+        }
+        let take = left.min(READ_BYTES.max(bytes as u64));
+        let mut buffer = BytesMut::zeroed(usize::try_from(take).map_err(|_| io::ErrorKind::FileTooLarge)?);
+        self.file.read_at(&mut buffer, self.position)?;
+        self.buffer = buffer.freeze();
+        Ok(true)
+    }
+}
