@@ -1,1 +1,339 @@
-//! The Kafka sink.
+//! Apache Kafka as a destination.
+//!
+//! A record becomes a Kafka record: topic and key by [`route`](crate::route), the payload unchanged and not copied,
+//! CloudEvents and user properties as headers, the time of acceptance as its timestamp. The producer is idempotent
+//! and waits for all replicas, so that a key's order is kept and a broker's restart doubles nothing.
+//!
+//! While brokers are away, what has been handed over stays with librdkafka, which has no time-out and a bounded
+//! queue; the rest is lag. Only an error that librdkafka cannot mend by itself makes a new producer, and then
+//! everything from the last confirmed record on is produced again: at least once, in order.
+
+mod config;
+mod headers;
+mod native;
+mod topics;
+mod trouble;
+
+use std::time::Duration;
+
+use rdkafka::error::RDKafkaErrorCode;
+use tidegate_broker::journal::JournalId;
+use tidegate_broker::record::{Batch, Offset, Record};
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
+
+use crate::health::Part;
+use crate::pump::{Reject, Rejects, Sink, SinkError};
+use crate::route::Routes;
+
+pub use config::{Config, HeaderStyle, TopicsConfig};
+
+use headers::HeaderWriter;
+use native::{Event, Halt, Headers, Outgoing, Producer};
+use trouble::Verdict;
+
+/// How long nothing is confirmed before it is said, although no broker is known to be down.
+const STALL: Duration = Duration::from_secs(10);
+
+/// Writes batches to Kafka.
+#[derive(Debug)]
+pub struct KafkaSink {
+    config: Config,
+    shaper: Shaper,
+    rejects: Rejects,
+    /// Rejects of batches not wholly confirmed, in no particular order.
+    rejected: Vec<Reject>,
+    producer: Option<Producer>,
+    /// Why the last connection failed, as librdkafka put it.
+    last_reason: Option<(RDKafkaErrorCode, String)>,
+    /// What is wrong with the producer's connection, until something is confirmed.
+    trouble: Option<String>,
+    told: Option<String>,
+    /// When something was confirmed, or first written after all was confirmed.
+    progress_at: Instant,
+    /// A broker refused a record as too large that our own limit had let through; once is answered by asking for the
+    /// limit again, twice by believing it.
+    limit_doubted_at: Option<Offset>,
+}
+
+/// Says how a record is produced.
+#[derive(Debug)]
+struct Shaper {
+    routes: Routes,
+    headers: HeaderWriter,
+    unrouted: metrics::Counter,
+}
+
+impl Shaper {
+    fn shape<'r>(&mut self, offset: Offset, record: &Record<'r>) -> Option<Outgoing<'r>> {
+        let Some(destination) = self.routes.destination(record.topic, record.client) else {
+            self.unrouted.increment(1);
+            return None;
+        };
+        let count = self.headers.usual_count();
+        let headers = (count > 0).then(|| {
+            let mut headers = Headers::new(count);
+            self.headers.write(offset, record, &mut headers);
+            headers
+        });
+        Some(Outgoing { topic: destination.topic, key: destination.key.map(str::as_bytes), headers })
+    }
+}
+
+impl KafkaSink {
+    /// A sink that is not connected yet, for the journal called `journal`; `part` is what `/health` says of it.
+    /// Returns every mistake in `config`, if there is one.
+    pub fn new(config: &Config, journal: JournalId, part: Part) -> Result<Self, Vec<String>> {
+        let mistakes = config.mistakes();
+        if !mistakes.is_empty() {
+            return Err(mistakes);
+        }
+        let sink = part.name();
+        Ok(Self {
+            config: config.clone(),
+            shaper: Shaper {
+                routes: Routes::new(&config.routes)?,
+                headers: HeaderWriter::new(config.headers, journal.0, &config.source),
+                unrouted: metrics::counter!("tidegate_sink_unrouted_total", "sink" => sink),
+            },
+            rejects: Rejects::new(part),
+            rejected: Vec::new(),
+            producer: None,
+            last_reason: None,
+            trouble: None,
+            told: None,
+            progress_at: Instant::now(),
+            limit_doubted_at: None,
+        })
+    }
+
+    /// Ends the producer, if there is one; what it had in flight is offered again by the pump.
+    async fn discard(&mut self) {
+        self.rejected.clear();
+        self.trouble = None;
+        self.told = None;
+        self.last_reason = None;
+        if let Some(producer) = self.producer.take() {
+            // It joins librdkafka's threads.
+            spawn_blocking(move || drop(producer)).await.expect("dropping a producer does not panic");
+        }
+    }
+
+    fn hand_over(&mut self) -> Result<(), SinkError> {
+        let Some(producer) = &mut self.producer else {
+            return Err(SinkError::Retry("Kafka is not connected".into()));
+        };
+        loop {
+            match producer.hand_over(|offset, record| self.shaper.shape(offset, record)) {
+                Ok(()) | Err(Halt::Full) => return Ok(()),
+                Err(Halt::Refused(offset, code)) => match trouble::verdict(code) {
+                    Verdict::Reject(reason) => {
+                        let reject = reject(producer, &self.config, offset, reason, code);
+                        self.rejected.push(reject);
+                    }
+                    Verdict::Again => {
+                        return Err(SinkError::Retry(format!("Kafka takes no records: {code}")));
+                    }
+                    Verdict::Operator => {
+                        return Err(SinkError::Operator(format!("Kafka takes no records: {code}")));
+                    }
+                },
+            }
+        }
+    }
+
+    /// Takes in what librdkafka has to say.
+    fn listen(&mut self) -> Result<(), SinkError> {
+        let Some(producer) = &mut self.producer else { return Ok(()) };
+        let mut failed = Vec::new();
+        let mut said = Vec::new();
+        producer.poll(|event| match event {
+            Event::Failed(offset, code) => failed.push((offset, code)),
+            Event::Trouble { code, reason, fatal } => said.push((code, reason, fatal)),
+        });
+        for (offset, code) in failed {
+            self.judge(offset, code)?;
+        }
+        for (code, reason, fatal) in said {
+            self.hear(code, reason, fatal)?;
+        }
+        Ok(())
+    }
+
+    fn judge(&mut self, offset: Offset, code: RDKafkaErrorCode) -> Result<(), SinkError> {
+        let producer = self.producer.as_ref().expect("whoever listens has a producer");
+        match trouble::verdict(code) {
+            Verdict::Reject("too_large") if self.limit_doubted_at.is_none_or(|doubted| doubted != offset) => {
+                self.limit_doubted_at = Some(offset);
+                Err(SinkError::Retry(
+                    "Kafka takes only smaller records than before; asking for its limit".into(),
+                ))
+            }
+            Verdict::Reject(reason) => {
+                let reject = reject(producer, &self.config, offset, reason, code);
+                self.rejected.push(reject);
+                Ok(())
+            }
+            Verdict::Again => Err(SinkError::Retry(format!("Kafka did not store a record: {code}"))),
+            Verdict::Operator => Err(SinkError::Operator(format!(
+                "Kafka does not store records: {code}; check the rights of this client"
+            ))),
+        }
+    }
+
+    fn hear(&mut self, code: RDKafkaErrorCode, reason: String, fatal: bool) -> Result<(), SinkError> {
+        tracing::debug!("Kafka: {code}: {reason}");
+        if fatal || code == RDKafkaErrorCode::Fatal {
+            return Err(SinkError::Retry(format!(
+                "the Kafka producer has to be made anew: {reason}; records from the last confirmed one on are sent again"
+            )));
+        }
+        if trouble::needs_operator(code) {
+            return Err(SinkError::Operator(trouble::unreachable_detail(&self.config, code, &reason)));
+        }
+        if code == RDKafkaErrorCode::AllBrokersDown {
+            let (code, reason) = self.last_reason.clone().unwrap_or((code, reason));
+            self.trouble = Some(trouble::unreachable_detail(&self.config, code, &reason));
+        } else {
+            self.last_reason = Some((code, reason));
+        }
+        Ok(())
+    }
+
+    /// Lets go of what is stored, and counts what was rejected on the way.
+    fn release(&mut self) -> Option<Offset> {
+        let confirmed = self.producer.as_mut()?.release()?;
+        if !self.rejected.is_empty() {
+            self.rejected.sort_by_key(|reject| reject.offset);
+            let settled = self.rejected.partition_point(|reject| reject.offset < confirmed);
+            for reject in self.rejected.drain(..settled) {
+                self.rejects.add(&reject);
+            }
+        }
+        self.progress_at = Instant::now();
+        self.trouble = None;
+        self.told = None;
+        self.last_reason = None;
+        Some(confirmed)
+    }
+
+    /// What there is to complain about and was not yet.
+    fn complaint(&mut self) -> Option<SinkError> {
+        let stalled = self.progress_at.elapsed() >= STALL;
+        if self.trouble.is_none() && stalled {
+            let servers = self.config.bootstrap_servers.trim();
+            self.trouble = Some(match &self.last_reason {
+                Some((code, reason)) => trouble::unreachable_detail(&self.config, *code, reason),
+                None => format!("Kafka at {servers} has confirmed nothing for {} s", STALL.as_secs()),
+            });
+        }
+        if self.trouble == self.told {
+            return None;
+        }
+        self.told.clone_from(&self.trouble);
+        self.trouble.clone().map(SinkError::Waiting)
+    }
+}
+
+impl Sink for KafkaSink {
+    /// Enough small batches to fill the time of a round trip.
+    const WINDOW: usize = 256;
+
+    async fn connect(&mut self) -> Result<Option<Offset>, SinkError> {
+        // A producer that still holds batches has failed them: they will be offered again.
+        if self.producer.as_ref().is_some_and(|producer| !producer.is_idle()) {
+            self.discard().await;
+        }
+        let (config, topics) = (self.config.clone(), self.shaper.routes.topics().to_vec());
+        let runtime = Handle::current();
+        let record_bytes_max = spawn_blocking(move || topics::prepare(&config, &topics, &runtime))
+            .await
+            .expect("preparing does not panic")?;
+        // The limit may be another, and a producer that was complained about may be fatally wrong.
+        self.discard().await;
+        let producer = Producer::new(&self.config.producer(record_bytes_max), self.shaper.routes.topics())
+            .map_err(|error| {
+                SinkError::Operator(format!("Kafka cannot be used with this configuration: {error}"))
+            })?;
+        self.producer = Some(producer);
+        Ok(None)
+    }
+
+    async fn write(&mut self, batch: Batch) -> Result<(), SinkError> {
+        let Some(producer) = &mut self.producer else {
+            return Err(SinkError::Retry("Kafka is not connected".into()));
+        };
+        if producer.is_idle() {
+            self.progress_at = Instant::now();
+        }
+        producer.hold(batch);
+        self.hand_over()
+    }
+
+    async fn confirmed(&mut self) -> Result<Offset, SinkError> {
+        loop {
+            self.listen()?;
+            self.hand_over()?;
+            if let Some(confirmed) = self.release() {
+                return Ok(confirmed);
+            }
+            if let Some(complaint) = self.complaint() {
+                return Err(complaint);
+            }
+            let Some(producer) = &self.producer else {
+                return Err(SinkError::Retry("Kafka is not connected".into()));
+            };
+            let wake = producer.wake();
+            // Once the stall is told, only librdkafka has something new to say.
+            let stall = self.told.is_none().then_some(self.progress_at + STALL);
+            tokio::select! {
+                () = wake.notified() => {}
+                () = sleep_until(stall.unwrap_or_else(Instant::now)), if stall.is_some() => {}
+            }
+        }
+    }
+
+    async fn lost(&mut self) -> SinkError {
+        loop {
+            if let Err(error) = self.listen() {
+                return error;
+            }
+            if self.trouble.take().is_some() {
+                // Brokers close idle connections: only if none can be reached anew, it is lost.
+                let config = self.config.clone();
+                let reached = spawn_blocking(move || topics::reach(&config)).await;
+                if let Err(error) = reached.expect("reaching does not panic") {
+                    return error;
+                }
+            }
+            let Some(producer) = &self.producer else {
+                return SinkError::Retry("Kafka is not connected".into());
+            };
+            let wake = producer.wake();
+            wake.notified().await;
+        }
+    }
+}
+
+/// What to count and tell of the record at `offset`, which `producer` holds.
+fn reject(
+    producer: &Producer,
+    config: &Config,
+    offset: Offset,
+    reason: &'static str,
+    code: RDKafkaErrorCode,
+) -> Reject {
+    let record = producer.record(offset);
+    let bytes = record.map_or(0, |record| record.payload.len());
+    let topic = record.map(|record| record.topic.as_str().to_owned()).unwrap_or_default();
+    let detail = match reason {
+        "too_large" => format!(
+            "its payload has {bytes} bytes, and the smaller of kafka.record_bytes_max = {} and the topics' \
+             max.message.bytes is the limit; raise both to carry such records",
+            config.record_bytes_max
+        ),
+        _ => format!("Kafka will not store it: {code}"),
+    };
+    Reject { offset, topic, reason, detail }
+}

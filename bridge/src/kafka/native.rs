@@ -1,0 +1,607 @@
+//! The one place that speaks C with librdkafka: a producer that is handed pointers into batches, never copies.
+//!
+//! A [`Producer`] owns the batches it produces from. The payload of a record is passed to librdkafka without its COPY
+//! flag, as a pointer into the batch; the batch is released when the delivery report of its last record has come, or
+//! after the librdkafka client has been destroyed, whichever is first. So a pointer that librdkafka holds always
+//! points into a batch that the producer holds.
+//!
+//! The opaque of a record is its journal offset, so nothing is allocated for it and no pointer is made from it.
+//! What errors mean is decided elsewhere.
+
+use std::collections::VecDeque;
+use std::ffi::{CStr, CString, c_void};
+use std::mem::ManuallyDrop;
+use std::ptr;
+use std::sync::Arc;
+
+use rdkafka::ClientConfig;
+use rdkafka::bindings as rd;
+use rdkafka::bindings::rd_kafka_resp_err_t as Response;
+use rdkafka::client::{Client, DefaultClientContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::types::RDKafkaType;
+use tidegate_broker::record::{Appended, Batch, Entry, Offset, Record};
+use tokio::sync::Notify;
+
+use super::headers::HeaderSink;
+
+/// The headers of one record, owned by librdkafka's allocator.
+#[derive(Debug)]
+pub(super) struct Headers(ptr::NonNull<rd::rd_kafka_headers_t>);
+
+impl Headers {
+    /// Room for `count` headers; more may be added.
+    pub(super) fn new(count: usize) -> Self {
+        // SAFETY: a plain allocation; librdkafka aborts the process rather than return null.
+        let headers = unsafe { rd::rd_kafka_headers_new(count) };
+        Self(ptr::NonNull::new(headers).expect("librdkafka never returns null headers"))
+    }
+}
+
+impl HeaderSink for Headers {
+    fn add(&mut self, name: &str, value: &[u8]) {
+        let size = |bytes: &[u8]| isize::try_from(bytes.len()).expect("a slice is no longer than isize::MAX");
+        // SAFETY: the list is ours until it is handed over, and librdkafka copies name and value before it returns.
+        unsafe {
+            rd::rd_kafka_header_add(
+                self.0.as_ptr(),
+                name.as_ptr().cast(),
+                size(name.as_bytes()),
+                value.as_ptr().cast(),
+                size(value),
+            );
+        }
+    }
+}
+
+impl Drop for Headers {
+    fn drop(&mut self) {
+        // SAFETY: the list is ours: `produce` forgets it once librdkafka owns it.
+        unsafe { rd::rd_kafka_headers_destroy(self.0.as_ptr()) }
+    }
+}
+
+// SAFETY: the list is plain memory without ties to a thread, and only its owner touches it.
+unsafe impl Send for Headers {}
+
+/// How a record is produced; its payload and time are its own.
+#[derive(Debug)]
+pub(super) struct Outgoing<'a> {
+    /// Index into the topics that the producer was made with.
+    pub(super) topic: usize,
+    pub(super) key: Option<&'a [u8]>,
+    pub(super) headers: Option<Headers>,
+}
+
+/// A batch that librdkafka holds pointers into, or will.
+#[derive(Debug)]
+struct Held {
+    batch: Batch,
+    /// The first entry not handed over yet.
+    next: Appended,
+    /// Records handed over and not reported.
+    outstanding: u32,
+    /// Whether all its records have been handed over, reported and stored (or given up by whoever was told).
+    done: bool,
+}
+
+/// What came back from librdkafka.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// The record at this offset was not stored.
+    Failed(Offset, RDKafkaErrorCode),
+    /// Something is wrong with the connection or, if `fatal`, with the producer itself.
+    Trouble { code: RDKafkaErrorCode, reason: String, fatal: bool },
+}
+
+/// Why not everything was handed over.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Halt {
+    /// librdkafka is full; there is room again after delivery reports.
+    Full,
+    /// The record at this offset was refused.
+    Refused(Offset, RDKafkaErrorCode),
+}
+
+/// An idempotent producer and the batches it produces from.
+pub(super) struct Producer {
+    client: ManuallyDrop<Client<DefaultClientContext>>,
+    queue: *mut rd::rd_kafka_queue_t,
+    topics: Vec<*mut rd::rd_kafka_topic_t>,
+    wake: Arc<Notify>,
+    /// In offset order.
+    held: VecDeque<Held>,
+    /// Records handed over and not reported, of all batches.
+    outstanding: usize,
+    /// How many of `held` have been handed over entirely; they are in front.
+    handed_over: usize,
+}
+
+// SAFETY: librdkafka's handles may be used from any thread (INTRODUCTION.md, "Threads and callbacks"), and every other
+// field is Send. Nothing is shared between threads but the `Notify`, which is Sync.
+unsafe impl Send for Producer {}
+
+/// Called from librdkafka's threads when something has come into an empty event queue.
+///
+/// # Safety
+///
+/// `opaque` is the `Notify` that the producer keeps until no thread of librdkafka is left.
+unsafe extern "C" fn wake(_client: *mut rd::rd_kafka_t, opaque: *mut c_void) {
+    // SAFETY: see above; a shared reference to a `Sync` type.
+    let notify = unsafe { &*opaque.cast::<Notify>() };
+    notify.notify_one();
+}
+
+impl Producer {
+    /// Makes a producer for `topics`; it connects by itself. Fails if the configuration cannot be used.
+    pub(super) fn new(config: &ClientConfig, topics: &[String]) -> Result<Self, KafkaError> {
+        let native = config.create_native_config()?;
+        // SAFETY: `native` is a live configuration, and not yet given away.
+        unsafe {
+            rd::rd_kafka_conf_set_events(native.ptr(), rd::RD_KAFKA_EVENT_DR | rd::RD_KAFKA_EVENT_ERROR)
+        };
+        let client = Client::new(config, native, RDKafkaType::RD_KAFKA_PRODUCER, DefaultClientContext)?;
+        let wake_up = Arc::new(Notify::new());
+        // SAFETY: the client lives; the queue is destroyed before it. The callback gets a pointer to the Notify, which
+        // this producer keeps alive until after the client and with it every thread that could call has gone.
+        let queue = unsafe {
+            let queue = rd::rd_kafka_queue_get_main(client.native_ptr());
+            rd::rd_kafka_queue_cb_event_enable(queue, Some(wake), Arc::as_ptr(&wake_up).cast_mut().cast());
+            queue
+        };
+        let mut producer = Self {
+            client: ManuallyDrop::new(client),
+            queue,
+            topics: Vec::with_capacity(topics.len()),
+            wake: wake_up,
+            held: VecDeque::new(),
+            outstanding: 0,
+            handed_over: 0,
+        };
+        for topic in topics {
+            let name = CString::new(topic.as_str()).expect("a legal Kafka topic has no NUL");
+            // SAFETY: the client lives and the name ends in NUL; a null configuration means the default.
+            let handle = unsafe {
+                rd::rd_kafka_topic_new(producer.client.native_ptr(), name.as_ptr(), ptr::null_mut())
+            };
+            if handle.is_null() {
+                return Err(KafkaError::ClientCreation(format!("the topic {topic} cannot be used")));
+            }
+            producer.topics.push(handle);
+        }
+        Ok(producer)
+    }
+
+    /// Notified when [`Producer::poll`] has something to do.
+    pub(super) fn wake(&self) -> Arc<Notify> {
+        Arc::clone(&self.wake)
+    }
+
+    /// Whether no batch is held.
+    pub(super) fn is_idle(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// Keeps `batch`, which follows the ones before it, until every record of it is reported.
+    pub(super) fn hold(&mut self, batch: Batch) {
+        let next = batch.entries().place();
+        self.held.push_back(Held { batch, next, outstanding: 0, done: false });
+    }
+
+    /// Hands over what is held and was not handed over, in order, as far as there is room. `shape` says how a record
+    /// is produced, or that it is not (`None`). After [`Halt::Refused`] the refused record is passed over.
+    pub(super) fn hand_over(
+        &mut self,
+        mut shape: impl for<'r> FnMut(Offset, &Record<'r>) -> Option<Outgoing<'r>>,
+    ) -> Result<(), Halt> {
+        while let Some(held) = self.held.get_mut(self.handed_over) {
+            let mut entries = held.batch.entries_at(held.next);
+            loop {
+                held.next = entries.place();
+                let Some((place, entry)) = entries.next() else { break };
+                let Entry::Record(record) = entry else { continue };
+                let Some(outgoing) = shape(place.offset, &record) else { continue };
+                let client = self.client.native_ptr();
+                // SAFETY: `record` lies in `held.batch`, which stays in `held` until its report was seen or the
+                // client was destroyed (`settle`, `drop`); the handle was made by this client and lives as long.
+                let refused =
+                    unsafe { produce(client, self.topics[outgoing.topic], place.offset, &record, outgoing) };
+                match refused {
+                    None => {
+                        held.outstanding += 1;
+                        self.outstanding += 1;
+                    }
+                    // With nothing to wait for, the record alone is larger than the whole queue may be.
+                    Some(RDKafkaErrorCode::QueueFull) if self.outstanding > 0 => return Err(Halt::Full),
+                    Some(code) => {
+                        held.next = entries.place();
+                        return Err(Halt::Refused(place.offset, code));
+                    }
+                }
+            }
+            held.done = held.outstanding == 0;
+            self.handed_over += 1;
+        }
+        Ok(())
+    }
+
+    /// Takes in what has happened, and gives what is not plain success to `on`.
+    pub(super) fn poll(&mut self, mut on: impl FnMut(Event)) {
+        loop {
+            // SAFETY: the queue lives; a timeout of 0 never blocks. The event is ours until it is destroyed below.
+            let event = unsafe { rd::rd_kafka_queue_poll(self.queue, 0) };
+            if event.is_null() {
+                return;
+            }
+            // SAFETY: `event` is live until it is destroyed, and is not touched afterwards; every pointer got out of
+            // it is used before that.
+            unsafe {
+                match rd::rd_kafka_event_type(event) {
+                    rd::RD_KAFKA_EVENT_DR => self.reported(event, &mut on),
+                    rd::RD_KAFKA_EVENT_ERROR => on(trouble(event)),
+                    rd::RD_KAFKA_EVENT_LOG => log(event),
+                    _ => {}
+                }
+                rd::rd_kafka_event_destroy(event);
+            }
+        }
+    }
+
+    /// The end of the last batch that is, with all before it, entirely reported; those are released.
+    pub(super) fn release(&mut self) -> Option<Offset> {
+        let mut end = None;
+        while self.held.front().is_some_and(|held| held.done) {
+            end = self.held.pop_front().map(|held| held.batch.end());
+            self.handed_over -= 1;
+        }
+        end
+    }
+
+    /// The record at `offset`, if its batch is held.
+    pub(super) fn record(&self, offset: Offset) -> Option<Record<'_>> {
+        let held = &self.held[self.find(offset)?];
+        match held.batch.entries_from(offset).next()? {
+            (_, Entry::Record(record)) => Some(record),
+            (_, Entry::Control(_)) => None,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `event` is a live delivery report.
+    unsafe fn reported(&mut self, event: *mut rd::rd_kafka_event_t, on: &mut impl FnMut(Event)) {
+        loop {
+            // SAFETY: `event` is live; the message belongs to it.
+            let message = unsafe { rd::rd_kafka_event_message_next(event) };
+            if message.is_null() {
+                return;
+            }
+            // SAFETY: not null, and not kept beyond this turn.
+            let message = unsafe { &*message };
+            let Some(offset) = self.settle(message._private as usize) else { continue };
+            if message.err != Response::RD_KAFKA_RESP_ERR_NO_ERROR {
+                on(Event::Failed(offset, message.err.into()));
+            }
+        }
+    }
+
+    /// One more record of the batch that holds `opaque` is reported; its payload is not used any more.
+    fn settle(&mut self, opaque: usize) -> Option<Offset> {
+        let first = self.held.front()?.batch.base();
+        #[expect(clippy::cast_possible_truncation, reason = "the same truncation as when it was made")]
+        let distance = opaque.wrapping_sub(first.0 as usize);
+        let offset = first.plus(distance as u64);
+        let index = self.find(offset)?;
+        let handed_over = index < self.handed_over;
+        let held = &mut self.held[index];
+        held.outstanding = held.outstanding.checked_sub(1).expect("librdkafka reports each record once");
+        self.outstanding -= 1;
+        held.done = handed_over && held.outstanding == 0;
+        Some(offset)
+    }
+
+    fn find(&self, offset: Offset) -> Option<usize> {
+        let index = self.held.partition_point(|held| held.batch.end() <= offset);
+        self.held.get(index).filter(|held| held.batch.base() <= offset).map(|_| index)
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        // SAFETY: each handle is destroyed once, and those made from the client before it. Without the callback no
+        // thread wakes anybody any more. Destroying the client joins all its threads (rdkafka.h, rd_kafka_destroy), so
+        // that nothing reads a payload or the Notify afterwards; `held` and `wake` are dropped after this function.
+        unsafe {
+            rd::rd_kafka_queue_cb_event_enable(self.queue, None, ptr::null_mut());
+            for topic in self.topics.drain(..) {
+                rd::rd_kafka_topic_destroy(topic);
+            }
+            rd::rd_kafka_queue_destroy(self.queue);
+            ManuallyDrop::drop(&mut self.client);
+        }
+    }
+}
+
+impl std::fmt::Debug for Producer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Producer").field("held", &self.held).finish_non_exhaustive()
+    }
+}
+
+/// Hands one record to librdkafka. Returns why it was not taken.
+///
+/// # Safety
+///
+/// `client` and `topic` are live and belong together. The payload of `record` stays where it is, and unchanged, until
+/// the delivery report with its offset as opaque was taken from the queue, or the client was destroyed; unless this
+/// function returns an error.
+unsafe fn produce(
+    client: *mut rd::rd_kafka_t,
+    topic: *mut rd::rd_kafka_topic_t,
+    offset: Offset,
+    record: &Record<'_>,
+    outgoing: Outgoing<'_>,
+) -> Option<RDKafkaErrorCode> {
+    use rd::rd_kafka_vtype_t as V;
+    let (key, key_bytes) =
+        outgoing.key.map_or((ptr::null(), 0), |key| (key.as_ptr().cast::<c_void>(), key.len()));
+    let headers = outgoing.headers.as_ref().map_or(ptr::null_mut(), |headers| headers.0.as_ptr());
+    let time = i64::try_from(record.time.0).unwrap_or(i64::MAX);
+    // SAFETY: each tag is followed by the types that rdkafka.h demands of it (rd_kafka_vtype_t). The payload is not
+    // copied and outlives the message, by this function's contract; an empty payload still has an address, so that it
+    // is an empty value and no tombstone. Key and topic are copied or counted before the call returns.
+    let response = unsafe {
+        rd::rd_kafka_producev(
+            client,
+            V::RD_KAFKA_VTYPE_RKT,
+            topic,
+            V::RD_KAFKA_VTYPE_PARTITION,
+            PARTITION_BY_KEY,
+            V::RD_KAFKA_VTYPE_MSGFLAGS,
+            NO_COPY,
+            V::RD_KAFKA_VTYPE_VALUE,
+            record.payload.as_ptr().cast::<c_void>(),
+            record.payload.len(),
+            V::RD_KAFKA_VTYPE_KEY,
+            key,
+            key_bytes,
+            V::RD_KAFKA_VTYPE_OPAQUE,
+            offset.0 as usize as *mut c_void,
+            V::RD_KAFKA_VTYPE_TIMESTAMP,
+            time,
+            V::RD_KAFKA_VTYPE_HEADERS,
+            headers,
+            V::RD_KAFKA_VTYPE_END,
+        )
+    };
+    if response != Response::RD_KAFKA_RESP_ERR_NO_ERROR {
+        return Some(response.into());
+    }
+    // librdkafka owns the list now, and frees it with the message.
+    std::mem::forget(outgoing.headers);
+    None
+}
+
+/// `RD_KAFKA_PARTITION_UA`: the partitioner decides.
+const PARTITION_BY_KEY: i32 = -1;
+/// Neither `RD_KAFKA_MSG_F_COPY` nor `RD_KAFKA_MSG_F_FREE`: the payload stays ours.
+const NO_COPY: i32 = 0;
+
+/// # Safety
+///
+/// `event` is a live error event.
+unsafe fn trouble(event: *mut rd::rd_kafka_event_t) -> Event {
+    // SAFETY: `event` is live, and its text is copied here.
+    unsafe {
+        Event::Trouble {
+            code: rd::rd_kafka_event_error(event).into(),
+            reason: text(rd::rd_kafka_event_error_string(event)),
+            fatal: rd::rd_kafka_event_error_is_fatal(event) != 0,
+        }
+    }
+}
+
+/// What librdkafka logs repeats what its errors say, so it is kept for those who look for details.
+///
+/// # Safety
+///
+/// `event` is a live log event.
+unsafe fn log(event: *mut rd::rd_kafka_event_t) {
+    let (mut facility, mut line, mut level) = (ptr::null(), ptr::null(), 0);
+    // SAFETY: `event` is live; the texts belong to it and are copied here.
+    unsafe {
+        if rd::rd_kafka_event_log(event, &raw mut facility, &raw mut line, &raw mut level) == 0 {
+            tracing::debug!(target: "librdkafka", level, "{}: {}", text(facility), text(line));
+        }
+    }
+}
+
+/// # Safety
+///
+/// `chars` is null or a C string.
+unsafe fn text(chars: *const std::ffi::c_char) -> String {
+    if chars.is_null() {
+        return String::new();
+    }
+    // SAFETY: not null, so it ends in NUL, by this function's contract.
+    unsafe { CStr::from_ptr(chars) }.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use tidegate_broker::record::{BatchBuilder, Properties, Qos, Timestamp};
+    use tidegate_broker::topic::TopicName;
+
+    use super::*;
+
+    fn batch(base: u64, payloads: &[&[u8]]) -> Batch {
+        let mut builder = BatchBuilder::new(Offset(base), Timestamp(1), 0, 64);
+        for payload in payloads {
+            builder.push(&Entry::Control(b"between"));
+            builder.push(&Entry::Record(Record {
+                time: Timestamp(1),
+                client: "c",
+                topic: TopicName::new("t").unwrap(),
+                properties: Properties::NONE,
+                payload,
+                qos: Qos::AtLeastOnce,
+                retain: false,
+                packet_id: 1,
+            }));
+        }
+        builder.finish(|_| {}).1
+    }
+
+    /// A producer that reaches nobody and gives records up after `timeout_ms`.
+    fn producer(timeout_ms: u32, records_max: u32) -> Producer {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", "127.0.0.1:1")
+            .set("message.timeout.ms", timeout_ms.to_string())
+            .set("message.max.bytes", "2000")
+            .set("queue.buffering.max.messages", records_max.to_string());
+        Producer::new(&config, &["t".into()]).unwrap()
+    }
+
+    fn all<'r>(_: Offset, record: &Record<'r>) -> Option<Outgoing<'r>> {
+        let mut headers = Headers::new(1);
+        headers.add("name", b"value");
+        Some(Outgoing { topic: 0, key: Some(record.client.as_bytes()), headers: Some(headers) })
+    }
+
+    /// Polls until `done`, or fails after ten seconds.
+    fn poll_until(producer: &mut Producer, mut done: impl FnMut(&mut Producer, Vec<Event>) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let wake = producer.wake();
+        loop {
+            let mut events = Vec::new();
+            producer.poll(|event| events.push(event));
+            if done(producer, events) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "nothing came within ten seconds");
+            let _ = runtime
+                .block_on(async { tokio::time::timeout(Duration::from_secs(1), wake.notified()).await });
+        }
+    }
+
+    #[test]
+    fn librdkafka_holds_the_pointer_into_the_batch_and_releases_the_batch_with_its_last_report() {
+        let batch = batch(1 << 33, &[b"one", b"", b"three"]);
+        let payloads: Vec<_> = batch.records().map(|(_, record)| record.payload.as_ptr()).collect();
+        let memory = {
+            let (_, record) = batch.records().next().unwrap();
+            batch.share(record.payload)
+        };
+        let mut producer = producer(50, 100);
+        producer.hold(batch);
+        producer.hand_over(all).unwrap();
+        assert!(!producer.is_idle());
+        assert_eq!(memory.as_ptr(), payloads[0]);
+
+        // The reports are read here as raw messages, to see the very pointers that librdkafka kept.
+        let (mut seen, deadline) = (Vec::new(), Instant::now() + Duration::from_secs(10));
+        while seen.len() < payloads.len() {
+            assert!(Instant::now() < deadline, "no delivery reports within ten seconds");
+            assert!(!memory.is_unique(), "the batch is held while librdkafka may read it");
+            // SAFETY: as in `Producer::poll`.
+            unsafe {
+                let event = rd::rd_kafka_queue_poll(producer.queue, 100);
+                if event.is_null() {
+                    continue;
+                }
+                if rd::rd_kafka_event_type(event) == rd::RD_KAFKA_EVENT_DR {
+                    loop {
+                        let message = rd::rd_kafka_event_message_next(event);
+                        if message.is_null() {
+                            break;
+                        }
+                        seen.push((*message).payload.cast_const().cast::<u8>());
+                        producer.settle((*message)._private as usize).unwrap();
+                    }
+                }
+                rd::rd_kafka_event_destroy(event);
+            }
+        }
+        assert_eq!(seen, payloads);
+        assert_eq!(producer.release(), Some(Offset((1 << 33) + 6)));
+        assert!(memory.is_unique(), "nobody holds the batch any more");
+    }
+
+    #[test]
+    fn every_record_is_reported_with_its_offset() {
+        let mut producer = producer(50, 100);
+        producer.hold(batch(7, &[b"a", b"b"]));
+        producer.hold(batch(11, &[b"c"]));
+        producer.hand_over(all).unwrap();
+        let mut failed = Vec::new();
+        poll_until(&mut producer, |producer, events| {
+            for event in events {
+                if let Event::Failed(offset, code) = event {
+                    assert_eq!(code, RDKafkaErrorCode::MessageTimedOut);
+                    assert!(producer.record(offset).is_some());
+                    failed.push(offset.0);
+                }
+            }
+            failed.len() == 3
+        });
+        assert_eq!(failed, [8, 10, 12]);
+        assert_eq!(producer.release(), Some(Offset(13)));
+        assert!(producer.is_idle());
+    }
+
+    #[test]
+    fn a_destroyed_producer_holds_nothing() {
+        let batch = batch(0, &[b"one"]);
+        let memory = batch.share(batch.records().next().unwrap().1.payload);
+        let mut producer = producer(60_000, 100);
+        producer.hold(batch);
+        producer.hand_over(all).unwrap();
+        assert!(!memory.is_unique());
+        drop(producer);
+        assert!(memory.is_unique());
+    }
+
+    #[test]
+    fn a_full_queue_halts_and_goes_on_where_it_stopped() {
+        let mut producer = producer(50, 2);
+        producer.hold(batch(0, &[b"a", b"b", b"c"]));
+        assert_eq!(producer.hand_over(all), Err(Halt::Full));
+        let mut reported = 0;
+        poll_until(&mut producer, |producer, events| {
+            reported += events.iter().filter(|event| matches!(event, Event::Failed(..))).count();
+            let _ = producer.hand_over(all);
+            reported == 3
+        });
+        assert_eq!(producer.release(), Some(Offset(6)));
+    }
+
+    #[test]
+    fn a_record_that_is_too_large_is_refused_and_the_rest_goes_on() {
+        let mut producer = producer(50, 100);
+        let large = [0; 3_000];
+        producer.hold(batch(0, &[b"a", &large, b"c"]));
+        let refused = Err(Halt::Refused(Offset(3), RDKafkaErrorCode::MessageSizeTooLarge));
+        assert_eq!(producer.hand_over(all), refused);
+        assert_eq!(producer.hand_over(all), Ok(()));
+        let mut reported = 0;
+        poll_until(&mut producer, |_, events| {
+            reported += events.iter().filter(|event| matches!(event, Event::Failed(..))).count();
+            reported == 2
+        });
+        assert_eq!(producer.release(), Some(Offset(6)));
+    }
+
+    #[test]
+    fn a_batch_of_which_nothing_is_produced_is_done_at_once() {
+        let mut producer = producer(50, 100);
+        producer.hold(batch(0, &[b"a"]));
+        producer.hold(batch(2, &[]));
+        producer.hand_over(|_, _| None).unwrap();
+        assert_eq!(producer.release(), Some(Offset(2)));
+        assert!(producer.is_idle());
+    }
+}
