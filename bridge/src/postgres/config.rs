@@ -1,0 +1,307 @@
+//! Which database, as whom, and within which limits.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio_postgres::config::{Host, SslMode};
+
+/// What the section `[postgres]` of the configuration holds.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `postgres://user:password@host:port/database`, or `host=... user=...`. Empty switches the sink off.
+    pub url: String,
+    /// The schema that analysts see; made if it is missing. Its own schema keeps Tidegate's tables apart from those of
+    /// other programs in the same database and is one folder in Metabase. Partitions, cursor and quarantine lie
+    /// beside it in `<schema>_internal`. Lower-case letters, digits and `_`; at most 40.
+    pub schema: String,
+    /// How sessions call themselves in `pg_stat_activity`.
+    pub application_name: String,
+    /// A transaction takes no further batch once it has this many bytes of rows. 64 KiB to 256 MiB. Memory use is
+    /// about twice this and one batch.
+    pub transaction_bytes_max: usize,
+    /// How long to wait for a connection; 100 ms to 10 minutes.
+    pub connect_timeout: Duration,
+    /// How long a statement may take before the connection is given up; one second to one day.
+    pub statement_timeout: Duration,
+    /// How many days ahead there is a partition; 1 to 60.
+    pub partition_days_ahead: u16,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            schema: "tidegate".to_owned(),
+            application_name: "tidegate".to_owned(),
+            transaction_bytes_max: 8 << 20,
+            connect_timeout: Duration::from_secs(10),
+            statement_timeout: Duration::from_secs(60),
+            partition_days_ahead: 7,
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let url = if self.url.is_empty() { "" } else { "(hidden)" };
+        f.debug_struct("Config")
+            .field("url", &url)
+            .field("schema", &self.schema)
+            .field("application_name", &self.application_name)
+            .field("transaction_bytes_max", &self.transaction_bytes_max)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("statement_timeout", &self.statement_timeout)
+            .field("partition_days_ahead", &self.partition_days_ahead)
+            .finish()
+    }
+}
+
+/// The parts that the platform names one by one (`DB_HOST`, `DB_PORT`, `DB_NAME`, `DB_USER`, `DB_PASSWORD`,
+/// `DB_SSL_MODE`).
+#[derive(Clone, Copy, Default)]
+pub struct Parts<'a> {
+    /// Host name or address.
+    pub host: &'a str,
+    /// Port; empty is 5432.
+    pub port: &'a str,
+    /// Database.
+    pub database: &'a str,
+    /// Role.
+    pub user: &'a str,
+    /// Password; empty for none.
+    pub password: &'a str,
+    /// `disable`, `prefer` or `require`; empty for the default, `prefer`.
+    pub ssl_mode: &'a str,
+}
+
+impl fmt::Debug for Parts<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Parts({}@{}:{}/{})", self.user, self.host, self.port, self.database)
+    }
+}
+
+/// Composes a [`Config::url`]. Everything is quoted, so that a password may hold any character.
+pub fn url_of(parts: &Parts<'_>) -> String {
+    let mut url = String::from("postgres://");
+    quote_into(&mut url, parts.user);
+    if !parts.password.is_empty() {
+        url.push(':');
+        quote_into(&mut url, parts.password);
+    }
+    url.push('@');
+    if parts.host.contains(':') && !parts.host.starts_with('[') {
+        // An IPv6 address.
+        url.push('[');
+        url.push_str(parts.host);
+        url.push(']');
+    } else if parts.host.starts_with('[') {
+        url.push_str(parts.host);
+    } else {
+        quote_into(&mut url, parts.host);
+    }
+    if !parts.port.is_empty() {
+        url.push(':');
+        quote_into(&mut url, parts.port);
+    }
+    url.push('/');
+    quote_into(&mut url, parts.database);
+    if !parts.ssl_mode.is_empty() {
+        url.push_str("?sslmode=");
+        quote_into(&mut url, parts.ssl_mode);
+    }
+    url
+}
+
+/// Percent-encodes everything but unreserved characters (RFC 3986 section 2.3).
+fn quote_into(url: &mut String, text: &str) {
+    use fmt::Write;
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            url.push(char::from(byte));
+        } else {
+            write!(url, "%{byte:02X}").expect("a String takes everything");
+        }
+    }
+}
+
+impl Config {
+    /// Whether a database is named.
+    pub fn is_on(&self) -> bool {
+        !self.url.is_empty()
+    }
+
+    /// Every mistake in it, each a sentence that names the key; never with the password.
+    pub fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        if self.is_on()
+            && let Err(mistake) = self.target()
+        {
+            mistakes.push(mistake);
+        }
+        if !is_plain_identifier(&self.schema) {
+            mistakes.push(format!(
+                "postgres.schema: `{}` is not a schema name: use a lower-case letter, then lower-case letters, digits or _, at most 40, not beginning with pg_",
+                self.schema
+            ));
+        }
+        if self.application_name.len() > 63
+            || !self.application_name.bytes().all(|b| (b' '..=b'~').contains(&b))
+        {
+            mistakes.push("postgres.application_name: use at most 63 printable ASCII characters".to_owned());
+        }
+        let mut check = |is_right: bool, key: &str, bounds: &str| {
+            if !is_right {
+                mistakes.push(format!("postgres.{key}: use {bounds}"));
+            }
+        };
+        let bytes = self.transaction_bytes_max;
+        check((64 << 10..=256 << 20).contains(&bytes), "transaction_bytes_max", "65536 to 268435456");
+        let (second, connect_ms) = (Duration::from_secs(1), Duration::from_millis(100));
+        let connect = connect_ms..=600 * second;
+        check(connect.contains(&self.connect_timeout), "connect_timeout", "100ms to 10min");
+        let statement = second..=86_400 * second;
+        check(statement.contains(&self.statement_timeout), "statement_timeout", "1s to 24h");
+        check((1..=60).contains(&self.partition_days_ahead), "partition_days_ahead", "1 to 60");
+        mistakes
+    }
+
+    /// The connection parameters that `url` names, with keepalives and timeouts set.
+    pub(super) fn target(&self) -> Result<tokio_postgres::Config, String> {
+        if let Some(mode) =
+            ["verify-ca", "verify-full", "require"].into_iter().find(|mode| self.asks_for(mode))
+        {
+            return Err(format!(
+                "postgres.url: sslmode={mode} asks for TLS, which this version cannot speak to PostgreSQL: use sslmode=disable or prefer on a network you trust"
+            ));
+        }
+        let mut target: tokio_postgres::Config =
+            self.url.parse().map_err(|error: tokio_postgres::Error| {
+                // The parser names keys and never values, except of keys it does not know.
+                let reason =
+                    std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+                format!("postgres.url: {reason}: write postgres://user:password@host:port/database")
+            })?;
+        if target.get_ssl_mode() == SslMode::Require {
+            return Err("postgres.url: sslmode=require asks for TLS, which this version cannot speak to PostgreSQL: use sslmode=disable or prefer on a network you trust".to_owned());
+        }
+        if target.get_hosts().is_empty() {
+            return Err("postgres.url: no host: write postgres://user:password@host:port/database".to_owned());
+        }
+        if target.get_user().is_none() {
+            return Err("postgres.url: no user: write postgres://user:password@host:port/database".to_owned());
+        }
+        if target.get_application_name().is_none() {
+            target.application_name(&self.application_name);
+        }
+        target
+            .connect_timeout(self.connect_timeout)
+            .keepalives(true)
+            .keepalives_idle(Duration::from_secs(10))
+            .keepalives_interval(Duration::from_secs(5))
+            .keepalives_retries(3)
+            .tcp_user_timeout(self.statement_timeout);
+        Ok(target)
+    }
+
+    fn asks_for(&self, mode: &str) -> bool {
+        self.url
+            .split(['?', '&', ' '])
+            .any(|part| part.strip_prefix("sslmode=").is_some_and(|asked| asked == mode))
+    }
+
+    /// The schema of partitions, cursor and quarantine.
+    pub(super) fn internal_schema(&self) -> String {
+        format!("{}_internal", self.schema)
+    }
+}
+
+/// `user at host:port, database name`, for messages.
+pub(super) fn describe(target: &tokio_postgres::Config) -> String {
+    let user = target.get_user().unwrap_or("");
+    let host = match target.get_hosts().first() {
+        Some(Host::Tcp(host)) => host.clone(),
+        Some(Host::Unix(path)) => path.display().to_string(),
+        None => String::new(),
+    };
+    let port = target.get_ports().first().copied().unwrap_or(5432);
+    format!("role {user} at {host}:{port}, database {}", database(target))
+}
+
+/// The database's name: that of the role, if none is given.
+pub(super) fn database(target: &tokio_postgres::Config) -> &str {
+    target.get_dbname().or_else(|| target.get_user()).unwrap_or("")
+}
+
+fn is_plain_identifier(name: &str) -> bool {
+    let is_start = |byte: &u8| byte.is_ascii_lowercase() || *byte == b'_';
+    name.len() <= 40
+        && !name.starts_with("pg_")
+        && name.as_bytes().first().is_some_and(is_start)
+        && name.bytes().all(|byte| is_start(&byte) || byte.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_off_and_without_mistakes() {
+        let config = Config::default();
+        assert!(!config.is_on());
+        assert_eq!(config.mistakes(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn parts_make_a_url_that_means_the_same() {
+        let parts = Parts {
+            host: "::1",
+            port: "6000",
+            database: "sensor data",
+            user: "ada@home",
+            password: "p:/?#[]@% \u{e9}",
+            ssl_mode: "prefer",
+        };
+        let config = Config { url: url_of(&parts), ..Config::default() };
+        let target = config.target().unwrap();
+        assert_eq!(target.get_hosts(), [Host::Tcp("::1".to_owned())]);
+        assert_eq!(target.get_ports(), [6000]);
+        assert_eq!(target.get_dbname(), Some("sensor data"));
+        assert_eq!(target.get_user(), Some("ada@home"));
+        assert_eq!(target.get_password(), Some("p:/?#[]@% \u{e9}".as_bytes()));
+        assert_eq!(describe(&target), "role ada@home at ::1:6000, database sensor data");
+    }
+
+    #[test]
+    fn mistakes_are_all_named_and_never_show_the_password() {
+        let config = Config {
+            url: "postgres://u:sesame@h/d?sslmode=require".to_owned(),
+            schema: "Robert'); DROP".to_owned(),
+            application_name: "\n".to_owned(),
+            transaction_bytes_max: 1,
+            connect_timeout: Duration::ZERO,
+            statement_timeout: Duration::ZERO,
+            partition_days_ahead: 0,
+        };
+        let mistakes = config.mistakes();
+        assert_eq!(mistakes.len(), 7, "{mistakes:#?}");
+        for url in [
+            "postgres://u:sesame@h/d?sslmode=require",
+            "postgres://u:sesame@h/d?sslmode=verify-full",
+            "host=h user=u password=sesame sslmode=verify-ca",
+            "postgres://u:sesame@h:port/d",
+            "postgres://u:sesame@h/d?nonsense=1",
+            "host=h password=sesame",
+            "user=u password=sesame",
+            "u:sesame@h",
+        ] {
+            let config = Config { url: url.to_owned(), ..Config::default() };
+            let mistakes = config.mistakes();
+            assert_eq!(mistakes.len(), 1, "{url}");
+            assert!(mistakes[0].starts_with("postgres.url: "), "{mistakes:?}");
+            assert!(
+                !mistakes[0].contains("sesame") && !format!("{config:?}").contains("sesame"),
+                "{mistakes:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What a failure means: try again, wait for an operator, or never store this record.
+//!
+//! Messages say what to do, and never hold the password.
+
+use tokio_postgres::Error;
+use tokio_postgres::error::{DbError, SqlState};
+
+use super::config::{database, describe};
+use crate::pump::SinkError;
+
+/// Why something could not be stored.
+#[derive(Debug)]
+pub(super) enum StoreError {
+    /// The server refuses the data itself; the connection is well. The line of the `COPY` stream, from 1, if the
+    /// server named it.
+    Refused { reason: String, line: Option<u64> },
+    /// Some of the rows are there already.
+    Duplicate,
+    /// Anything else.
+    Sink(SinkError),
+}
+
+impl From<SinkError> for StoreError {
+    fn from(error: SinkError) -> Self {
+        Self::Sink(error)
+    }
+}
+
+/// What `error`, met while `doing`, means for the whole sink.
+pub(super) fn sink_error(error: &Error, doing: &str, target: &tokio_postgres::Config) -> SinkError {
+    let at = describe(target);
+    let Some(server) = error.as_db_error() else {
+        let cause = cause(error);
+        return SinkError::Retry(format!(
+            "PostgreSQL is away ({at}): {cause} while {doing}: check that the server runs and that postgres.url names it"
+        ));
+    };
+    match advice(server, target) {
+        Some(advice) => {
+            SinkError::Operator(format!("PostgreSQL refused {doing} ({at}): {}: {advice}", server.message()))
+        }
+        None => SinkError::Retry(format!(
+            "PostgreSQL failed while {doing} ({at}): {} (SQLSTATE {})",
+            server.message(),
+            server.code().code()
+        )),
+    }
+}
+
+/// What `error`, met while storing rows, means for them.
+pub(super) fn store_error(error: &Error, target: &tokio_postgres::Config) -> StoreError {
+    match error.as_db_error() {
+        Some(server) if *server.code() == SqlState::UNIQUE_VIOLATION => StoreError::Duplicate,
+        Some(server) if is_about_the_data(server.code()) => {
+            StoreError::Refused { reason: reason(server), line: server.where_().and_then(line_of) }
+        }
+        Some(_) | None => StoreError::Sink(sink_error(error, "storing readings", target)),
+    }
+}
+
+/// A timeout, which the server had no part in.
+pub(super) fn timed_out(
+    doing: &str,
+    timeout: std::time::Duration,
+    target: &tokio_postgres::Config,
+) -> SinkError {
+    SinkError::Retry(format!(
+        "PostgreSQL gave no answer within {} ms while {doing} ({}): the server or the network hangs, or something holds a lock",
+        timeout.as_millis(),
+        describe(target)
+    ))
+}
+
+/// What an operator can do, if only an operator can do something.
+fn advice(error: &DbError, target: &tokio_postgres::Config) -> Option<String> {
+    let user = target.get_user().unwrap_or("");
+    let code = error.code();
+    let advice = if *code == SqlState::INVALID_PASSWORD
+        || *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+    {
+        format!("check user and password in postgres.url, and the server's pg_hba.conf for role {user}")
+    } else if *code == SqlState::INVALID_CATALOG_NAME {
+        format!("CREATE DATABASE \"{}\" ENCODING 'UTF8', or name another in postgres.url", database(target))
+    } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+        format!(
+            "GRANT CREATE, CONNECT ON DATABASE \"{}\" TO \"{user}\", and let the role own the schemas named by postgres.schema",
+            database(target)
+        )
+    } else if *code == SqlState::UNDEFINED_TABLE
+        || *code == SqlState::UNDEFINED_COLUMN
+        || *code == SqlState::UNDEFINED_FUNCTION
+        || *code == SqlState::INVALID_SCHEMA_NAME
+        || *code == SqlState::WRONG_OBJECT_TYPE
+        || *code == SqlState::BAD_COPY_FILE_FORMAT
+    {
+        "somebody changed Tidegate's tables: undo the change, or name an empty postgres.schema".to_owned()
+    } else if *code == SqlState::DUPLICATE_TABLE || *code == SqlState::DUPLICATE_FUNCTION {
+        "another program's table is in the way: name another postgres.schema".to_owned()
+    } else {
+        return None;
+    };
+    Some(advice)
+}
+
+/// Whether another row would be taken: data exceptions, constraints, errors that triggers raise, limits of a row.
+fn is_about_the_data(code: &SqlState) -> bool {
+    *code != SqlState::BAD_COPY_FILE_FORMAT && matches!(&code.code()[..2], "22" | "23" | "P0" | "54" | "44")
+}
+
+fn reason(error: &DbError) -> String {
+    match error.detail() {
+        Some(detail) => format!("{} ({detail})", error.message()),
+        None => error.message().to_owned(),
+    }
+}
+
+/// The `17` of `COPY readings, line 17, column ...`.
+fn line_of(context: &str) -> Option<u64> {
+    let (_, rest) = context.split_once(", line ")?;
+    let end = rest.find(|character: char| !character.is_ascii_digit()).unwrap_or(rest.len());
+    rest[..end].parse().ok()
+}
+
+/// The innermost cause, which says most.
+fn cause(error: &Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::line_of;
+
+    #[test]
+    fn the_line_of_a_refused_row_is_found() {
+        assert_eq!(line_of("COPY readings, line 17, column number"), Some(17));
+        assert_eq!(line_of("COPY readings, line 3"), Some(3));
+        assert_eq!(line_of("COPY readings, line 3: \"x\""), Some(3));
+        assert_eq!(line_of("PL/pgSQL function f() line 3"), None);
+    }
+}

@@ -1,0 +1,111 @@
+//! Makes the tables and brings older ones up to date.
+//!
+//! Migrations are numbered from 1 and applied in order, all in one transaction under an advisory lock, so two
+//! appliances that start at once do not meet in the middle, and a failure leaves the database as it was. A migration
+//! that was released is never changed. A schema newer than this program is refused.
+
+use tokio_postgres::Client;
+
+use super::config::Config;
+use super::failure::sink_error;
+use crate::pump::SinkError;
+
+/// One step of the schema. `{schema}` and `{internal}` stand for the quoted names of the two schemas,
+/// `{internal_literal}` for the internal one as a string, `{lock}` for the advisory lock.
+struct Migration {
+    name: &'static str,
+    sql: &'static str,
+}
+
+const MIGRATIONS: [Migration; 1] =
+    [Migration { name: "readings", sql: include_str!("migrations/001_readings.sql") }];
+
+/// The version of the schema that this program works with.
+pub const VERSION: i32 = MIGRATIONS.len() as i32;
+
+/// Guards changes of the schema in a database. Any number would do, but it must stay the same.
+const LOCK: i64 = 0x7469_6465_6761_7465;
+
+/// Brings the schema to [`VERSION`]; does nothing if it is there.
+pub(super) async fn migrate(
+    client: &mut Client,
+    config: &Config,
+    target: &tokio_postgres::Config,
+) -> Result<(), SinkError> {
+    let failed = |error: tokio_postgres::Error| sink_error(&error, "making its tables", target);
+    // A role without the right to make tables may store readings, once somebody else has made them.
+    if version(client, config).await.map_err(failed)? == Some(VERSION) {
+        return Ok(());
+    }
+    let transaction = client.transaction().await.map_err(failed)?;
+    transaction.batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})")).await.map_err(failed)?;
+    let found = version(&transaction, config).await.map_err(failed)?;
+    if found.is_some_and(|found| found > VERSION) {
+        return Err(newer(config, found.unwrap_or_default()));
+    }
+    if found.is_none() {
+        transaction.batch_execute(&housekeeping(config)).await.map_err(failed)?;
+    }
+    let done = usize::try_from(found.unwrap_or(0)).expect("versions are not negative");
+    for (index, migration) in MIGRATIONS.iter().enumerate().skip(done) {
+        transaction.batch_execute(&filled(migration.sql, config)).await.map_err(failed)?;
+        let note = format!(
+            "INSERT INTO \"{}\".migration (version, name) VALUES ({}, '{}')",
+            config.internal_schema(),
+            index + 1,
+            migration.name
+        );
+        transaction.batch_execute(&note).await.map_err(failed)?;
+    }
+    transaction.commit().await.map_err(failed)
+}
+
+/// The version that the database has, if it has any of ours.
+async fn version(
+    client: &impl tokio_postgres::GenericClient,
+    config: &Config,
+) -> Result<Option<i32>, tokio_postgres::Error> {
+    let table = format!("\"{}\".migration", config.internal_schema());
+    let exists = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&table]).await?;
+    if !exists.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let row = client.query_one(&format!("SELECT coalesce(max(version), 0) FROM {table}"), &[]).await?;
+    Ok(Some(row.get(0)))
+}
+
+fn newer(config: &Config, found: i32) -> SinkError {
+    SinkError::Operator(format!(
+        "the schema {} is of version {found}, made by a newer Tidegate; this one knows version {VERSION}: install the newer Tidegate again, or name another postgres.schema",
+        config.schema
+    ))
+}
+
+/// The schemas and the table of migrations. `CREATE SCHEMA IF NOT EXISTS` asks for the right to make schemas even if
+/// there is nothing to make, therefore the question first.
+fn housekeeping(config: &Config) -> String {
+    let internal = config.internal_schema();
+    let schema = |name: &str, comment: &str| {
+        format!(
+            "DO $$ BEGIN IF to_regnamespace('\"{name}\"') IS NULL THEN
+                CREATE SCHEMA \"{name}\";
+                COMMENT ON SCHEMA \"{name}\" IS '{comment}';
+            END IF; END $$;\n"
+        )
+    };
+    let mut sql = schema(&config.schema, "What devices sent, stored by Tidegate");
+    sql += &schema(&internal, "Housekeeping of Tidegate: partitions, cursor, quarantine, migrations");
+    sql += &format!(
+        "CREATE TABLE \"{internal}\".migration (
+            version integer PRIMARY KEY, name text NOT NULL, applied timestamptz NOT NULL DEFAULT now())"
+    );
+    sql
+}
+
+fn filled(sql: &str, config: &Config) -> String {
+    let internal = config.internal_schema();
+    sql.replace("{schema}", &format!("\"{}\"", config.schema))
+        .replace("{internal}", &format!("\"{internal}\""))
+        .replace("{internal_literal}", &format!("'\"{internal}\"'"))
+        .replace("{lock}", &LOCK.to_string())
+}
