@@ -1,0 +1,66 @@
+//! Child processes that end with the test, signals, and what the kernel says about a process.
+
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
+
+use super::eventually;
+
+/// What can be sent to a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// Please finish.
+    Term,
+    /// Be gone.
+    Kill,
+    /// Stand still.
+    Stop,
+    /// Go on.
+    Continue,
+}
+
+/// Sends `signal` to the process `pid`.
+pub(crate) fn send(pid: u32, signal: Signal) {
+    let number = match signal {
+        Signal::Term => libc::SIGTERM,
+        Signal::Kill => libc::SIGKILL,
+        Signal::Stop => libc::SIGSTOP,
+        Signal::Continue => libc::SIGCONT,
+    };
+    let pid = libc::pid_t::try_from(pid).expect("process ids are positive and small");
+    // SAFETY: `kill` takes two integers and touches no memory of ours.
+    let sent = unsafe { libc::kill(pid, number) };
+    assert_eq!(sent, 0, "cannot send {signal:?} to process {pid}: {}", std::io::Error::last_os_error());
+}
+
+/// Starts `command` as a child that the kernel ends when the thread that started it ends, however that happens.
+pub(crate) fn spawn(command: &mut Command) -> Child {
+    // SAFETY: the closure runs between fork and exec and makes one system call that is safe there; it allocates
+    // nothing and takes no lock.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
+    }
+    match command.spawn() {
+        Ok(child) => child,
+        Err(error) => panic!(
+            "cannot start {}: {error}; tests/run builds and installs what the tests need",
+            command.get_program().display()
+        ),
+    }
+}
+
+/// Waits until `child` has ended.
+pub(crate) async fn ended(child: &mut Child, patience: Duration) -> ExitStatus {
+    eventually("the process ends", patience, async || child.try_wait().expect("the child is ours")).await
+}
+
+/// The most memory the process ever had resident, in bytes.
+pub(crate) fn peak_memory_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux tells VmHWM");
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmHWM is told in kB");
+    kib * 1024
+}

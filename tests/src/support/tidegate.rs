@@ -1,0 +1,168 @@
+//! The shipped `tidegate` as a process: started on free ports with a folder of its own, killed and started again.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::process::{self, Signal};
+use super::{PATIENCE, free_address, http, target};
+
+/// What a `tidegate` is started with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Settings {
+    variables: Vec<(String, String)>,
+}
+
+impl Settings {
+    /// Carries the journal to this Kafka.
+    pub(crate) fn kafka(self, bootstrap_servers: &str) -> Self {
+        self.set("TIDEGATE_KAFKA_BOOTSTRAP_SERVERS", bootstrap_servers)
+    }
+
+    /// Carries the journal to this database.
+    pub(crate) fn postgres(self, url: &str) -> Self {
+        self.set("TIDEGATE_POSTGRES_URL", url)
+    }
+
+    /// Any variable of its environment.
+    pub(crate) fn set(mut self, variable: &str, value: &str) -> Self {
+        self.variables.push((variable.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+/// A `tidegate` with its data folder; both end with the test. After a failed test the folder stays and is named.
+#[derive(Debug)]
+pub(crate) struct Tidegate {
+    /// Where it accepts MQTT.
+    pub(crate) mqtt: SocketAddr,
+    /// Where it accepts HTTP.
+    pub(crate) http: SocketAddr,
+    settings: Settings,
+    folder: Option<TempDir>,
+    child: Option<Child>,
+}
+
+impl Tidegate {
+    /// Starts one with empty data and waits until it is ready.
+    pub(crate) async fn start(settings: Settings) -> Self {
+        let parent = target().join("tests");
+        fs::create_dir_all(&parent).expect("target/ can be written");
+        let folder = tempfile::tempdir_in(parent).expect("target/ can be written");
+        let (mqtt, http) = (free_address(), free_address());
+        let mut tidegate = Self { mqtt, http, settings, folder: Some(folder), child: None };
+        tidegate.spawn();
+        tidegate.ready().await;
+        tidegate
+    }
+
+    /// The program: built by `tests/run`, or the one that `TIDEGATE_TEST_BIN` names.
+    pub(crate) fn program() -> PathBuf {
+        std::env::var_os("TIDEGATE_TEST_BIN").map_or_else(|| target().join("release/tidegate"), PathBuf::from)
+    }
+
+    /// The folder with its data and its log.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.as_ref().expect("the folder lives as long as the test").path()
+    }
+
+    /// What it has printed.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.folder().join("log")).unwrap_or_default()
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// Starts the program, and does not wait. It must not run.
+    pub(crate) fn spawn(&mut self) {
+        assert!(self.child.is_none(), "it runs already");
+        let log = File::options().create(true).append(true).open(self.folder().join("log")).unwrap();
+        let mut command = Command::new(Self::program());
+        command
+            .env("TIDEGATE_DATA_DIR", self.folder().join("data"))
+            .env("TIDEGATE_MQTT_LISTEN", self.mqtt.to_string())
+            .env("TIDEGATE_HTTP_LISTEN", self.http.to_string())
+            .envs(self.settings.variables.iter().map(|(variable, value)| (variable, value)))
+            .current_dir(self.folder())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        self.child = Some(process::spawn(&mut command));
+    }
+
+    /// Waits until it says that it is ready.
+    pub(crate) async fn ready(&mut self) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            if let Ok(reply) = http::try_get(self.http, "/health/ready").await
+                && reply.status == 200
+            {
+                return;
+            }
+            if let Some(status) = self.child.as_mut().expect("it was started").try_wait().unwrap() {
+                panic!("tidegate ended while starting ({status}); it said:\n{}", self.log());
+            }
+            let in_time = tokio::time::Instant::now() < deadline;
+            assert!(in_time, "tidegate is not ready within {PATIENCE:?}; it said:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Kills it with SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().expect("it runs");
+        child.kill().expect("the child is ours");
+        child.wait().expect("the child is ours");
+    }
+
+    /// Asks it to finish with SIGTERM, and waits for that.
+    pub(crate) async fn drain(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("it runs");
+        process::send(child.id(), Signal::Term);
+        process::ended(&mut child, PATIENCE).await
+    }
+
+    /// Kills it, starts it on the same data and waits until it is ready.
+    pub(crate) async fn crash_and_restart(&mut self) {
+        self.kill();
+        self.spawn();
+        self.ready().await;
+    }
+
+    /// Fails if it has ended by itself.
+    pub(crate) fn assert_alive(&mut self) {
+        if let Some(status) = self.child.as_mut().expect("it runs").try_wait().unwrap() {
+            panic!("tidegate ended by itself ({status}); it said:\n{}", self.log());
+        }
+    }
+
+    /// What `/health` says.
+    pub(crate) async fn health(&self) -> serde_json::Value {
+        http::get(self.http, "/health").await.json()
+    }
+}
+
+impl Drop for Tidegate {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking()
+            && let Some(folder) = self.folder.take()
+        {
+            let folder = folder.keep();
+            let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(20).collect();
+            eprintln!("tidegate's folder is kept in {}; its last lines:", folder.display());
+            tail.iter().rev().for_each(|line| eprintln!("    {line}"));
+        }
+    }
+}
