@@ -1,8 +1,7 @@
 //! Tests of the codec: what each clause allows and forbids, round trips, and damaged packets.
 
-#![allow(dead_code)]
-
 mod clauses;
+mod connect_clauses;
 mod damage;
 mod examples;
 mod round_trip;
@@ -69,4 +68,68 @@ fn s(content: impl AsRef<[u8]>) -> Vec<u8> {
     let mut out = (content.len() as u16).to_be_bytes().to_vec();
     out.extend(content);
     out
+}
+
+/// What the decoder must say about some bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Verdict {
+    /// A packet.
+    Fine,
+    /// Malformed, by this clause.
+    Malformed(&'static str),
+    /// A Protocol Error, by this clause.
+    Protocol(&'static str),
+    /// A topic alias of 0.
+    TopicAlias,
+    /// A version that is not spoken.
+    Unsupported,
+}
+
+impl Verdict {
+    fn of<T>(decoded: Result<Decoded<T>, DecodeError>) -> Option<Self> {
+        Some(match decoded {
+            Ok(Decoded::Packet { .. }) => Self::Fine,
+            Ok(Decoded::Incomplete { .. }) => return None,
+            Err(DecodeError::Malformed { clause, .. }) => Self::Malformed(clause),
+            Err(DecodeError::Protocol { clause, .. }) => Self::Protocol(clause),
+            Err(DecodeError::TopicAlias) => Self::TopicAlias,
+            Err(DecodeError::TooLarge { .. }) => return None,
+            Err(DecodeError::UnsupportedVersion { .. }) => Self::Unsupported,
+        })
+    }
+}
+
+use Verdict::{Fine, Malformed, Protocol};
+
+/// For which versions a case holds.
+const ALL: &[Version] = &VERSIONS;
+const V3: &[Version] = &[Version::V31, Version::V311];
+const V31: &[Version] = &[Version::V31];
+const V311: &[Version] = &[Version::V311];
+const V5: &[Version] = &[Version::V5];
+const NOT_V31: &[Version] = &[Version::V311, Version::V5];
+
+/// Bytes, what is said of them, and what the decoder must answer.
+type Case = (&'static [Version], Vec<u8>, &'static str, Verdict);
+
+/// Checks every case as a packet from a client.
+#[track_caller]
+fn check_from_client(cases: &[Case]) {
+    for (versions, bytes, claim, verdict) in cases {
+        for version in *versions {
+            let decoded = decode_from_client(bytes, *version, PACKET_BYTES_MAX);
+            assert_eq!(Verdict::of(decoded), Some(*verdict), "{version:?}: {claim}: {bytes:02x?}");
+        }
+    }
+}
+
+/// Checks every case as a packet from either side.
+#[track_caller]
+fn check_from_either(cases: &[Case]) {
+    for (versions, bytes, claim, verdict) in cases {
+        for version in *versions {
+            let decoded = decode(bytes, *version, PACKET_BYTES_MAX);
+            assert_eq!(Verdict::of(decoded), Some(*verdict), "{version:?}: {claim}: {bytes:02x?}");
+        }
+    }
 }
