@@ -75,7 +75,8 @@ pub enum FullPolicy {
 pub struct Options {
     /// A segment is sealed when it has reached this size.
     pub segment_bytes: u64,
-    /// The size of all segments together.
+    /// The size of all segments together; kept to within the headers and footers of segments. At least four
+    /// segments must fit: `segment_bytes` is lowered to a quarter of it.
     pub max_bytes: u64,
     /// Segments whose newest entry is older are trimmed once every cursor has passed them.
     pub max_age: Option<Duration>,

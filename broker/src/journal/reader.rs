@@ -61,10 +61,11 @@ impl Reader {
     /// If the segment cannot be read or is damaged. The reader stays where it is.
     pub fn next(&mut self) -> Result<Option<Batch>, ReadError> {
         loop {
+            // First, for it may bring the reader to the durable end.
+            self.skip_trimmed();
             if self.offset >= self.shared.durable_end() && !plant::is(Bug::ReadPastDurableEnd) {
                 return Ok(None);
             }
-            self.skip_trimmed();
             if let Some(batch) = self.shared.tail.at(self.offset) {
                 self.place = None;
                 return Ok(Some(self.pass(&batch)));

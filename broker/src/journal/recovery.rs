@@ -344,8 +344,8 @@ impl Scan {
         if cut {
             self.file.set_len(self.position)?;
         }
-        let doubtful = self.durable_before < self.end || self.footer.is_some();
-        let mut from = if doubtful { self.doubtful_from } else { self.position };
+        // A mark is doubtful as well: left out, it would be a hole between the entries around it.
+        let mut from = self.doubtful_from;
         while from < self.position {
             let bytes = (self.position - from).min(CHUNK_BYTES);
             let mut chunk = BytesMut::zeroed(usize::try_from(bytes).expect("a chunk is small"));
@@ -353,7 +353,7 @@ impl Scan {
             self.file.write_at(&chunk, from)?;
             from += bytes;
         }
-        if cut || doubtful { self.file.sync() } else { Ok(()) }
+        self.file.sync()
     }
 }
 

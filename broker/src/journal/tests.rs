@@ -1,5 +1,9 @@
 //! Tests of the whole journal.
 
+mod damage;
+mod limits;
+mod world;
+
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 

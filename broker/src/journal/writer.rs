@@ -183,10 +183,10 @@ impl Writer {
     fn publish(&mut self) {
         self.active.segment.publish(self.end, self.active.position(), self.shared.now());
         self.shared.durable_end.store(self.end.0, Ordering::Release);
-        self.total_bytes += self.written_bytes;
+        let bytes = std::mem::take(&mut self.written_bytes);
+        self.total_bytes += bytes;
         self.make_room_known();
-        self.shared.handover.settle(self.written.drain(..), self.written_bytes);
-        self.written_bytes = 0;
+        self.shared.handover.settle(self.written.drain(..), bytes);
         self.shared.notify();
     }
 
@@ -203,7 +203,8 @@ impl Writer {
         self.shared.allow(room);
     }
 
-    /// Seals the active segment and begins the next one.
+    /// Seals the active segment and begins the next one. Everything in a sealed segment is published, so that
+    /// trimming never passes the durable end.
     fn roll(&mut self) -> io::Result<()> {
         let now = self.shared.now();
         let before = self.active.position();
@@ -217,6 +218,9 @@ impl Writer {
         let bytes = footer_bytes + self.active.position();
         self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.shared.segments_mut().push_back(self.active.segment.clone());
+        if !self.written.is_empty() {
+            self.publish();
+        }
         Ok(())
     }
 

@@ -1,0 +1,1 @@
+//! Full journals, trimming, age.
