@@ -8,6 +8,7 @@
 //! called `TIDEGATE_<SECTION>_<KEY>`, options of the command line. The platform's names come before the file
 //! because they are so general (`PORT`, `HOST`) that they may stand in an environment by chance.
 
+mod kafka;
 mod key;
 mod kind;
 mod platform;
@@ -24,11 +25,12 @@ use tidegate_broker::auth::Anonymous;
 use tidegate_broker::journal::{self, FullPolicy, SyncPolicy};
 use tidegate_broker::server::Limits;
 
-use key::{KEYS, Key};
+use crate::postgres;
+use key::KEYS;
 pub(crate) use kind::{period, size};
 
 /// Everything that can be configured.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     /// The platform this instance belongs to, as shown to its clients.
     pub name: Option<String>,
@@ -44,6 +46,10 @@ pub struct Config {
     pub auth: Auth,
     /// The journal.
     pub journal: journal::Options,
+    /// The Kafka sink; without servers it is off.
+    pub kafka: crate::kafka::Config,
+    /// The PostgreSQL sink; without a URL it is off.
+    pub postgres: postgres::Config,
     /// What is logged.
     pub log: Log,
 }
@@ -91,6 +97,16 @@ pub enum LogFormat {
     Json,
 }
 
+impl fmt::Debug for Config {
+    /// What `tidegate check` shows: without secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&key::document(|key, out| {
+            let value = key.shown(self).unwrap_or_else(|| "not set".to_owned());
+            out.push_str(&format!("{} = {value}\n", key.name()));
+        }))
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -109,6 +125,8 @@ impl Default for Config {
                 tail_bytes: 32 << 20,
                 batch_bytes: 1 << 20,
             },
+            kafka: crate::kafka::Config::default(),
+            postgres: postgres::Config::default(),
             log: Log { level: "info".to_owned(), format: LogFormat::Text },
         }
     }
@@ -195,14 +213,16 @@ impl Loaded {
     pub fn load(sources: &Sources) -> Result<Self, Mistakes> {
         let mut mistakes = Vec::new();
         let mut settings = source::settings(sources, &mut mistakes);
-        let set: Vec<&str> = settings.iter().map(|setting| setting.key.path).collect();
-        let mut platform = platform::settings(&sources.environment, &mut mistakes);
-        platform.retain(|setting| !set.contains(&setting.key.path));
+        let replaced = settings.iter().filter(|setting| !setting.key.adds_up);
+        let replaced: Vec<&str> = replaced.map(|setting| setting.key.path).collect();
+        let mut platform = platform::settings(&sources.environment);
+        platform.retain(|setting| !replaced.contains(&setting.key.path));
         platform.append(&mut settings);
 
         let mut loaded = Self { config: Config::default(), origins: BTreeMap::new() };
         for setting in platform {
-            match (setting.key.set)(&mut loaded.config, &setting.value) {
+            let read = setting.value.and_then(|value| (setting.key.set)(&mut loaded.config, &value));
+            match read {
                 Ok(()) => _ = loaded.origins.insert(setting.key.path, setting.origin),
                 Err(refusal) => {
                     mistakes.push(format!("{}: {}: {refusal}", setting.origin, setting.key.path));
@@ -216,6 +236,8 @@ impl Loaded {
     /// What must hold between values.
     fn check(&self, mistakes: &mut Vec<String>) {
         let journal = &self.config.journal;
+        let parts = [self.config.kafka.mistakes(), self.config.postgres.mistakes()];
+        mistakes.extend(parts.into_iter().flatten().map(|each| self.with_origin(each)));
         if journal.max_bytes < journal.segment_bytes.saturating_mul(2) {
             mistakes.push(format!(
                 "{} must be at least twice {}: whole segments are trimmed",
@@ -239,18 +261,22 @@ impl Loaded {
         }
     }
 
+    /// Adds where the key was set to a mistake that a part has found, written as `section.key: what is wrong`.
+    fn with_origin(&self, mistake: String) -> String {
+        let path = mistake.split_once(": ").map_or("", |(path, _)| path);
+        let path = if path.starts_with("kafka.properties.") { "kafka.properties" } else { path };
+        let origin = self.origins.get(path);
+        origin.map_or_else(|| mistake.clone(), |origin| format!("{origin}: {mistake}"))
+    }
+
     /// A key with its value and origin, for a message.
     fn named(&self, path: &str) -> String {
         let key = key::find(path).expect("messages name keys that exist");
-        let value = self.shown(key).unwrap_or_else(|| "not set".to_owned());
+        let value = key.shown(&self.config).unwrap_or_else(|| "not set".to_owned());
         match self.origins.get(path) {
             Some(origin) => format!("{path} ({value}, from {origin})"),
             None => format!("{path} ({value}, the default)"),
         }
-    }
-
-    fn shown(&self, key: &Key) -> Option<String> {
-        (key.show)(&self.config).map(|value| if key.secret { key::redacted(&value) } else { value })
     }
 
     /// Every key with its effective value and where it came from, as TOML; secrets are replaced by `***`.
@@ -258,7 +284,7 @@ impl Loaded {
         key::document(|key, out| {
             let origin =
                 self.origins.get(key.path).map_or_else(String::new, |origin| format!("  # {origin}"));
-            match self.shown(key) {
+            match key.shown(&self.config) {
                 Some(value) => out.push_str(&format!("{} = {value}{origin}\n", key.name())),
                 None => out.push_str(&format!("# {} is not set\n", key.name())),
             }

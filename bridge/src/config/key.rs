@@ -8,8 +8,11 @@ use std::time::Duration;
 use tidegate_broker::auth::Anonymous;
 use tidegate_broker::journal::FullPolicy;
 
-use super::kind::{Address, Choice, Count, Kind, Period, Seconds, Size, Sync, Text};
-use super::{Config, LogFormat};
+use crate::kafka::HeaderStyle;
+
+use super::kafka::{OrDefault, Properties, Routes, TopicRetention};
+use super::kind::{Address, Choice, Count, Kind, Millis, Period, Seconds, Size, Switch, Sync, Text};
+use super::{Config, LogFormat, source};
 
 /// A value as it was written, before it is known what it should be.
 #[derive(Clone, PartialEq, Eq)]
@@ -17,9 +20,9 @@ pub(super) enum Raw {
     /// One value.
     One(String),
     /// A list.
-    List(Vec<String>),
+    List(Vec<Self>),
     /// Names with values.
-    Table(Vec<(String, String)>),
+    Table(Vec<(String, Self)>),
 }
 
 impl Raw {
@@ -43,6 +46,8 @@ pub(super) struct Key {
     pub(super) sample: &'static str,
     /// Whether the value, or a part of it, must not be printed.
     pub(super) secret: bool,
+    /// Whether settings of this key from several places add up.
+    pub(super) adds_up: bool,
     /// Reads a value into the configuration.
     pub(super) set: fn(&mut Config, &Raw) -> Result<(), String>,
     /// Writes the configuration's value as TOML; `None` when it is not set.
@@ -55,6 +60,11 @@ impl Key {
         self
     }
 
+    const fn secret(mut self) -> Self {
+        self.secret = true;
+        self
+    }
+
     /// The last part of the path.
     pub(super) fn name(&self) -> &'static str {
         self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
@@ -63,6 +73,11 @@ impl Key {
     /// The path without its last part; empty at the top.
     pub(super) fn section(&self) -> &'static str {
         self.path.rsplit_once('.').map_or("", |(section, _)| section)
+    }
+
+    /// The value as it may be printed.
+    pub(super) fn shown(&self, config: &Config) -> Option<String> {
+        (self.show)(config).map(|value| if self.secret { redacted(&value) } else { value })
     }
 
     /// The variable that sets it.
@@ -79,6 +94,7 @@ macro_rules! key {
             about: $about,
             sample: "",
             secret: false,
+            adds_up: false,
             set: |config, raw| {
                 config.$($field).+ = Kind::read(&$kind, raw)?;
                 Ok(())
@@ -89,6 +105,7 @@ macro_rules! key {
 }
 
 const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// Every key, in the order of the example file; keys of one section stand together.
@@ -234,9 +251,156 @@ pub(super) const KEYS: &[Key] = &[
         "A batch is closed at this size; one batch is one write and one fdatasync."
     ),
     key!(
+        "kafka.bootstrap_servers",
+        kafka.bootstrap_servers,
+        Text,
+        "The brokers, as host:port, several separated by commas; naming them switches the sink on. They may be away. \
+         Also KAFKA_BOOTSTRAP_SERVERS."
+    )
+    .sample("\"127.0.0.1:9092\""),
+    key!("kafka.client_id", kafka.client_id, Text, "How this appliance names itself to the brokers."),
+    key!(
+        "kafka.source",
+        kafka.source,
+        Text,
+        "The beginning of the header ce_source; the publisher's Client Identifier follows."
+    ),
+    key!(
+        "kafka.headers",
+        kafka.headers,
+        Choice(&[
+            ("cloudevents", HeaderStyle::CloudEvents),
+            ("user", HeaderStyle::User),
+            ("none", HeaderStyle::None)
+        ]),
+        "Which headers a record carries: cloudevents (binary mode, and the MQTT user properties), user (content type \
+         and user properties) or none."
+    ),
+    key!(
+        "kafka.routes",
+        kafka.routes,
+        Routes,
+        "Which MQTT topic goes to which Kafka topic: the first whose filter matches. The key is device (the second \
+         level of three or more, else the client), client, topic or none. A topic that no route matches is not \
+         carried."
+    ),
+    key!(
+        "kafka.compression",
+        kafka.compression,
+        Text,
+        "Compression of record batches: none, gzip, snappy or lz4. Every client can read none and gzip."
+    ),
+    key!(
+        "kafka.linger",
+        kafka.linger_ms,
+        Millis(Period { min: Duration::ZERO, max: Duration::from_secs(900) }),
+        "How long to wait for more records before a batch is sent."
+    ),
+    key!(
+        "kafka.batch_bytes",
+        kafka.batch_bytes,
+        Size { min: 1, max: i32::MAX as u64 },
+        "The largest batch of records sent to one partition."
+    ),
+    key!(
+        "kafka.max_record_bytes",
+        kafka.record_bytes_max,
+        Size { min: 1_000, max: 1_000_000_000 },
+        "The largest record, key and headers included; larger ones are rejected and counted. The topic's own \
+         max.message.bytes counts if it is smaller."
+    ),
+    Key {
+        adds_up: true,
+        set: |config, raw| {
+            config.kafka.properties.extend(Properties.read(raw)?);
+            Ok(())
+        },
+        ..key!(
+            "kafka.properties",
+            kafka.properties,
+            Properties,
+            "Any other property of librdkafka, by its own name; also as lines of a section [kafka.properties]. What \
+             delivery relies on cannot be set. Also KAFKA_USERNAME, KAFKA_PASSWORD, KAFKA_SECURITY_PROTOCOL, \
+             KAFKA_SASL_MECHANISM."
+        )
+    }
+    .secret()
+    .sample("{ \"security.protocol\" = \"sasl_plaintext\", \"sasl.mechanism\" = \"PLAIN\" }"),
+    key!(
+        "kafka.topics.create",
+        kafka.topics.create,
+        Switch,
+        "Whether the topics that routes name are created when they are missing. Those that exist are left alone."
+    ),
+    key!(
+        "kafka.topics.partitions",
+        kafka.topics.partitions,
+        OrDefault { max: 10_000 },
+        "Partitions of a new topic; default is the broker's own number."
+    ),
+    key!(
+        "kafka.topics.replication",
+        kafka.topics.replication,
+        OrDefault { max: 32_767 },
+        "Replicas of a new topic; default is the broker's own number."
+    ),
+    key!(
+        "kafka.topics.retention",
+        kafka.topics.retention_ms,
+        TopicRetention,
+        "How long a new topic keeps records; default is the broker's own span of time, forever has none."
+    ),
+    key!(
+        "postgres.url",
+        postgres.url,
+        Text,
+        "The database, as postgres://user:password@host:port/database or host=... user=...; naming it switches the \
+         sink on. It may be away. Better set by TIDEGATE_POSTGRES_URL than written here, when there is a password in \
+         it. Also DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASSWORD, DB_SSL_MODE, or DB_CONNECTION_STRING."
+    )
+    .secret()
+    .sample("\"postgres://tidegate@127.0.0.1:5432/tidegate\""),
+    key!(
+        "postgres.schema",
+        postgres.schema,
+        Text,
+        "The schema of the tables that are to be read; made if it is missing. The sink's own bookkeeping lies in \
+         SCHEMA_internal."
+    ),
+    key!(
+        "postgres.application_name",
+        postgres.application_name,
+        Text,
+        "What its sessions are called in pg_stat_activity."
+    ),
+    key!(
+        "postgres.max_transaction_bytes",
+        postgres.transaction_bytes_max,
+        Size { min: 64 << 10, max: 256 << 20 },
+        "A transaction takes no further batch once it has this many bytes of rows. Takes about twice this of memory."
+    ),
+    key!(
+        "postgres.connect_timeout",
+        postgres.connect_timeout,
+        Period { min: Duration::from_millis(100), max: HOUR },
+        "How long to wait for a connection; then it is tried again."
+    ),
+    key!(
+        "postgres.statement_timeout",
+        postgres.statement_timeout,
+        Period { min: SECOND, max: DAY },
+        "How long a statement may take before the connection is given up and made again."
+    ),
+    key!(
+        "postgres.partition_days_ahead",
+        postgres.partition_days_ahead,
+        Count { min: 1, max: 60 },
+        "How many days ahead there is a partition."
+    ),
+    key!(
         "log.level",
         log.level,
-        super::source::LogFilter,
+        source::LogFilter,
         "error, warn, info, debug or trace, or a filter by module such as info,tidegate_broker=debug. Also LOG_LEVEL."
     ),
     key!(
@@ -265,18 +429,30 @@ pub(super) fn document(mut write: impl FnMut(&Key, &mut String)) -> String {
     out
 }
 
-/// What may be printed of a secret: nothing, or a URL without its password.
+/// What may be printed of a secret: a table without the values of secret properties, a URL without password and
+/// parameters if it is surely one, else nothing.
 pub(super) fn redacted(shown: &str) -> String {
-    let hidden = "***";
-    let Some((scheme, rest)) = shown.split_once("://") else { return format!("\"{hidden}\"") };
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let authority = match authority.rsplit_once('@') {
-        Some((user, host)) => {
-            let user = user.split(':').next().unwrap_or_default();
-            format!("{user}:{hidden}@{host}")
-        }
-        None => authority.to_owned(),
+    if let Ok(Raw::Table(properties)) = source::value(shown) {
+        return super::kafka::shown(&properties);
+    }
+    plain_url(shown.trim_matches('"')).map_or_else(|| "\"***\"".to_owned(), |url| format!("\"{url}\""))
+}
+
+/// The URL with its password hidden; `None` if a password could be anywhere but where it belongs.
+fn plain_url(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let (place, parameters) =
+        rest.split_once('?').map_or((rest, ""), |(place, parameters)| (place, parameters));
+    let (user, host) = place.split_once('@').map_or(("", place), |(user, host)| (user, host));
+    let is_plain =
+        |text: &str, also: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || also.contains(c));
+    if parameters.contains('@') || !is_plain(host, "-._:,[]/") || !is_plain(scheme, "") {
+        return None;
+    }
+    let user = match user.split_once(':') {
+        _ if user.is_empty() => String::new(),
+        Some((user, _)) => format!("{user}:***@"),
+        None => format!("{user}@"),
     };
-    let path = path.split('?').next().unwrap_or_default().trim_end_matches('"');
-    format!("{scheme}://{}{path}\"", authority.trim_end_matches('"'))
+    is_plain(&user, "-._%:*@").then(|| format!("{scheme}://{user}{host}"))
 }

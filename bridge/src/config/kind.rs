@@ -11,6 +11,7 @@ use std::time::Duration;
 use tidegate_broker::journal::SyncPolicy;
 
 use super::key::Raw;
+use super::source;
 
 /// One way of writing a `T`.
 pub(super) trait Kind<T> {
@@ -60,6 +61,48 @@ impl Kind<Option<PathBuf>> for Text {
     }
     fn show(&self, value: &Option<PathBuf>) -> Option<String> {
         value.as_ref().map(|path| quoted(&path.to_string_lossy()))
+    }
+}
+
+/// `true` or `false`, also as yes/no, on/off and 1/0.
+pub(super) struct Switch;
+
+impl Kind<bool> for Switch {
+    fn parse(&self, text: &str) -> Result<bool, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "yes" | "on" | "1" => Ok(true),
+            "false" | "no" | "off" | "0" => Ok(false),
+            _ => Err(format!("{} is neither true nor false", quoted(text))),
+        }
+    }
+    fn show(&self, value: &bool) -> Option<String> {
+        Some(value.to_string())
+    }
+}
+
+/// Any number of texts: a TOML list, or one text with commas.
+#[allow(dead_code)]
+pub(super) struct List;
+
+impl Kind<Vec<String>> for List {
+    fn parse(&self, text: &str) -> Result<Vec<String>, String> {
+        if text.starts_with('[') {
+            return match source::value(text)? {
+                list @ Raw::List(_) => self.read(&list),
+                Raw::One(_) | Raw::Table(_) => Err(format!("{} is not a list of texts", quoted(text))),
+            };
+        }
+        Ok(text.split(',').map(str::trim).filter(|each| !each.is_empty()).map(str::to_owned).collect())
+    }
+    fn show(&self, value: &Vec<String>) -> Option<String> {
+        let texts: Vec<String> = value.iter().map(|each| quoted(each)).collect();
+        Some(format!("[{}]", texts.join(", ")))
+    }
+    fn read(&self, raw: &Raw) -> Result<Vec<String>, String> {
+        match raw {
+            Raw::List(values) => values.iter().map(|value| value.one().map(str::to_owned)).collect(),
+            Raw::One(_) | Raw::Table(_) => self.parse(raw.one()?),
+        }
     }
 }
 
@@ -205,6 +248,19 @@ impl<T: Copy + TryFrom<u64> + Into<u64>> Kind<T> for Seconds {
     }
     fn show(&self, value: &T) -> Option<String> {
         self.0.show(&Duration::from_secs((*value).into()))
+    }
+}
+
+/// Milliseconds kept as a number.
+pub(super) struct Millis(pub(super) Period);
+
+impl<T: Copy + TryFrom<u128> + Into<u64>> Kind<T> for Millis {
+    fn parse(&self, text: &str) -> Result<T, String> {
+        let value: Duration = self.0.parse(text)?;
+        T::try_from(value.as_millis()).map_err(|_| format!("{} is too long", quoted(text)))
+    }
+    fn show(&self, value: &T) -> Option<String> {
+        self.0.show(&Duration::from_millis((*value).into()))
     }
 }
 

@@ -4,7 +4,8 @@
 
 use std::ffi::OsString;
 
-use toml::de::{DeTable, DeValue};
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
 
 use super::key::{self, KEYS, Key, Raw};
 use super::kind::{Kind, quoted};
@@ -13,7 +14,8 @@ use super::{Origin, Sources};
 /// A key that was set somewhere.
 pub(super) struct Setting {
     pub(super) key: &'static Key,
-    pub(super) value: Raw,
+    /// What was written, or why that can be no value.
+    pub(super) value: Result<Raw, String>,
     pub(super) origin: Origin,
 }
 
@@ -26,10 +28,10 @@ pub(super) fn settings(sources: &Sources, mistakes: &mut Vec<String>) -> Vec<Set
     for (name, value) in &sources.environment {
         found.extend(variable(name, value, mistakes));
     }
-    for (typed, path, value) in &sources.options {
+    for (typed, path, text) in &sources.options {
         let origin = Origin::Option(typed.clone());
         match key::find(path) {
-            Some(key) => found.push(Setting { key, value: Raw::One(value.clone()), origin }),
+            Some(key) => found.push(Setting { key, value: Ok(Raw::One(text.clone())), origin }),
             None => mistakes.push(format!("{origin}: {}", unknown(path, KEYS.iter().map(|key| key.path)))),
         }
     }
@@ -51,12 +53,8 @@ fn file(name: &str, text: &str, found: &mut Vec<Setting>, mistakes: &mut Vec<Str
             let path = format!("{section}{}", key.get_ref());
             let at = line(key.span().start);
             if let Some(key) = key::find(&path) {
-                match raw(value.get_ref()) {
-                    Ok(value) => {
-                        found.push(Setting { key, value, origin: Origin::File(name.to_owned(), at) })
-                    }
-                    Err(refusal) => wrong.push((at, format!("{path}: {refusal}"))),
-                }
+                let origin = Origin::File(name.to_owned(), at);
+                found.push(Setting { key, value: raw(value.get_ref()), origin });
                 continue;
             }
             let inside = format!("{path}.");
@@ -74,58 +72,56 @@ fn file(name: &str, text: &str, found: &mut Vec<Setting>, mistakes: &mut Vec<Str
 
 /// A TOML value before it is known what it should be.
 fn raw(value: &DeValue<'_>) -> Result<Raw, String> {
-    match value {
+    Ok(match value {
+        DeValue::String(text) => Raw::One(text.to_string()),
+        DeValue::Integer(number) if number.radix() == 10 => Raw::One(number.as_str().to_owned()),
+        DeValue::Integer(_) => return Err("write the number in decimal".to_owned()),
+        DeValue::Float(number) => Raw::One(number.as_str().to_owned()),
+        DeValue::Boolean(value) => Raw::One(value.to_string()),
+        DeValue::Datetime(value) => Raw::One(value.to_string()),
         DeValue::Array(values) => {
-            values.iter().map(|value| scalar(value.get_ref())).collect::<Result<_, _>>().map(Raw::List)
+            Raw::List(values.iter().map(|value| raw(value.get_ref())).collect::<Result<_, _>>()?)
         }
-        DeValue::Table(table) => table
-            .iter()
-            .map(|(name, value)| Ok((name.get_ref().to_string(), scalar(value.get_ref())?)))
-            .collect::<Result<_, _>>()
-            .map(Raw::Table),
-        DeValue::String(_)
-        | DeValue::Integer(_)
-        | DeValue::Float(_)
-        | DeValue::Boolean(_)
-        | DeValue::Datetime(_) => scalar(value).map(Raw::One),
-    }
+        DeValue::Table(table) => {
+            let entry = |(name, value): (&Spanned<DeString<'_>>, &Spanned<DeValue<'_>>)| {
+                Ok::<_, String>((name.get_ref().to_string(), raw(value.get_ref())?))
+            };
+            Raw::Table(table.iter().map(entry).collect::<Result<_, _>>()?)
+        }
+    })
 }
 
-fn scalar(value: &DeValue<'_>) -> Result<String, String> {
-    match value {
-        DeValue::String(text) => Ok(text.to_string()),
-        DeValue::Integer(number) if number.radix() == 10 => Ok(number.as_str().to_owned()),
-        DeValue::Integer(_) => Err("write the number in decimal".to_owned()),
-        DeValue::Float(number) => Ok(number.as_str().to_owned()),
-        DeValue::Boolean(value) => Ok(value.to_string()),
-        DeValue::Datetime(value) => Ok(value.to_string()),
-        DeValue::Array(_) => Err("a list stands where one value is allowed".to_owned()),
-        DeValue::Table(_) => Err("a table stands where one value is allowed".to_owned()),
-    }
+/// A list or a table that was written as one text, as a variable has to; in TOML's own syntax.
+pub(super) fn value(text: &str) -> Result<Raw, String> {
+    let parsed = DeValue::parse(text).map_err(|error| {
+        format!("is neither a list nor a table as TOML writes them: {}", error.message().replace('\n', " "))
+    })?;
+    raw(parsed.get_ref())
 }
 
 /// Variables that start with our prefix and are no keys: read by the program itself, by the agent, by the tests.
 const OTHER_VARIABLES: [&str; 1] = ["TIDEGATE_CONFIG"];
 const OTHER_PREFIXES: [&str; 2] = ["TIDEGATE_AGENT_", "TIDEGATE_TEST_"];
 
-fn variable(name: &OsString, value: &OsString, mistakes: &mut Vec<String>) -> Option<Setting> {
+fn variable(name: &OsString, content: &OsString, mistakes: &mut Vec<String>) -> Option<Setting> {
     let name = name.to_str().filter(|name| name.starts_with("TIDEGATE_"))?;
     let other = OTHER_VARIABLES.contains(&name) || OTHER_PREFIXES.iter().any(|other| name.starts_with(other));
-    if other || is_service_link(name, value) {
+    if other || is_service_link(name, content) {
         return None;
     }
     let Some(key) = KEYS.iter().find(|key| key.variable() == name) else {
         mistakes.push(unknown(name, KEYS.iter().map(Key::variable)));
         return None;
     };
-    if value.is_empty() {
+    if content.is_empty() {
         return None;
     }
-    let Some(value) = value.to_str() else {
-        mistakes.push(format!("{name}: {}: is not UTF-8", key.path));
-        return None;
-    };
-    Some(Setting { key, value: Raw::One(value.to_owned()), origin: Origin::Variable(name.to_owned()) })
+    let value = content.to_str().ok_or_else(|| "is not UTF-8".to_owned());
+    Some(Setting {
+        key,
+        value: value.map(|value| Raw::One(value.to_owned())),
+        origin: Origin::Variable(name.to_owned()),
+    })
 }
 
 /// Whether Kubernetes has put the variable there: for a Service called `tidegate` it gives every pod of the

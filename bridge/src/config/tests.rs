@@ -179,7 +179,96 @@ fn every_sample_in_the_example_is_allowed() {
 fn what_is_in_effect_reads_back_as_the_same_configuration() {
     let variables = [("TIDEGATE_JOURNAL_SYNC", "200ms"), ("TIDEGATE_MQTT_MAX_SESSION_EXPIRY", "1h")];
     let loaded = Loaded::load(&sources("", &variables, &[])).unwrap();
-    let again = load(&loaded.effective(), &[]);
-    assert_eq!(format!("{again:?}"), format!("{:?}", loaded.config));
+    let again = Loaded::load(&sources(&loaded.effective(), &[], &[])).unwrap();
+    assert_eq!(format!("{:?}", again.config), format!("{:?}", loaded.config));
     assert!(loaded.effective().contains("sync = \"200ms\"  # TIDEGATE_JOURNAL_SYNC"));
+}
+
+#[test]
+fn the_platforms_database_variables_make_one_url() {
+    let parts =
+        [("DB_HOST", "db"), ("DB_NAME", "sensors"), ("DB_USER", "tide"), ("DB_PASSWORD", "p@ss/word:")];
+    let loaded = Loaded::load(&sources("", &parts, &[])).unwrap();
+    assert_eq!(loaded.config.postgres.url, "postgres://tide:p%40ss%2Fword%3A@db/sensors");
+    assert_eq!(loaded.origins["postgres.url"].to_string(), "DB_HOST, DB_NAME, DB_USER, DB_PASSWORD");
+    refused(
+        "",
+        &[("DB_HOST", "db"), ("DB_USER", "tide")],
+        &["DB_HOST, DB_USER: postgres.url: DB_HOST names a database server and DB_NAME is not set"],
+    );
+    // A name for the database alone switches nothing on.
+    assert!(!load("", &[("DB_NAME", "sensors"), ("DB_USER", "tide")]).postgres.is_on());
+}
+
+#[test]
+fn no_secret_is_ever_shown() {
+    for url in [
+        "postgres://tide:hunter2@db:5432/sensors",
+        "postgres://tide@db/sensors?password=hunter2",
+        "host=db user=tide password=hunter2",
+        "postgres://db/sensors?user=tide&password=hunter2",
+        "postgres://tide:hunter2/@db/sensors",
+        "postgres://tide:hunter2@db@db/sensors",
+        "postgres://tide:/hunter2@db/sensors",
+        "hunter2",
+    ] {
+        let sources = sources("", &[("TIDEGATE_POSTGRES_URL", url)], &[]);
+        let shown = match Loaded::load(&sources) {
+            Ok(loaded) => format!("{}{loaded:?}", loaded.effective()),
+            Err(mistakes) => mistakes.to_string(),
+        };
+        assert!(!shown.contains("hunter2"), "{shown}");
+        assert!(!format!("{sources:?}").contains("hunter2"));
+    }
+    let loaded = Loaded::load(&sources(
+        "",
+        &[("TIDEGATE_POSTGRES_URL", "postgres://tide:hunter2@db:5432/sensors")],
+        &[],
+    ));
+    assert!(loaded.unwrap().effective().contains("url = \"postgres://tide:***@db:5432/sensors\""));
+}
+
+#[test]
+fn a_mistake_that_a_part_finds_names_its_origin() {
+    let Mistakes(found) = Loaded::load(&sources("[postgres]\nschema = \"Tide Gate\"", &[], &[])).unwrap_err();
+    assert!(found[0].starts_with("tidegate.toml:2: postgres.schema: "), "{found:?}");
+}
+
+#[test]
+fn routes_are_a_list_of_tables_in_the_file_and_in_a_variable() {
+    let inline = "[kafka]\nroutes = [{ filter = \"a/#\", topic = \"a\", key = \"device\" }, { filter = \"#\", topic = \"b\" }]";
+    let long = "[[kafka.routes]]\nfilter = \"a/#\"\ntopic = \"a\"\nkey = \"device\"\n[[kafka.routes]]\nfilter = \"#\"\ntopic = \"b\"";
+    let variable = inline.strip_prefix("[kafka]\nroutes = ").unwrap();
+    let expected = load(inline, &[]).kafka.routes;
+    assert_eq!(expected.len(), 2);
+    assert_eq!(load(long, &[]).kafka.routes, expected);
+    assert_eq!(load("", &[("TIDEGATE_KAFKA_ROUTES", variable)]).kafka.routes, expected);
+    refused(
+        "[kafka]\nroutes = [{ filter = \"a/#/b\", topic = \"a\", keys = \"device\" }]",
+        &[],
+        &[
+            "tidegate.toml:2: kafka.routes: \"keys\" is not a part of a route, as in [{ filter = \"sensors/#\", topic = \
+           \"sensors\", key = \"device\" }]",
+        ],
+    );
+}
+
+#[test]
+fn properties_of_librdkafka_add_up_and_their_secrets_stay_hidden() {
+    let file = "[kafka.properties]\nsocket.timeout.ms = 61000\n\"socket.keepalive.enable\" = true\n";
+    let variables = [
+        ("KAFKA_USERNAME", "tide"),
+        ("KAFKA_PASSWORD", "hunter2"),
+        ("TIDEGATE_KAFKA_PROPERTIES", "{ \"socket.timeout.ms\" = 62000 }"),
+    ];
+    let loaded = Loaded::load(&sources(file, &variables, &[])).unwrap();
+    let properties = &loaded.config.kafka.properties;
+    let get = |name: &str| properties.get(name).map(String::as_str);
+    assert_eq!(get("socket.timeout.ms"), Some("62000"), "the variable wins");
+    assert_eq!(get("socket.keepalive.enable"), Some("true"));
+    assert_eq!((get("sasl.username"), get("sasl.password")), (Some("tide"), Some("hunter2")));
+    assert!(loaded.effective().contains("\"sasl.password\" = \"***\""), "{}", loaded.effective());
+    assert!(!format!("{loaded:?}{}", loaded.effective()).contains("hunter2"));
+    let Mistakes(found) = Loaded::load(&sources("[kafka.properties]\nacks = 1\n", &[], &[])).unwrap_err();
+    assert!(found[0].starts_with("tidegate.toml:1: kafka.properties.acks: "), "{found:?}");
 }
