@@ -9,6 +9,7 @@ mod folder;
 mod journal_watch;
 mod logging;
 mod signals;
+mod sinks;
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,8 +21,14 @@ use tidegate_broker::auth::{Access, PasswordFile, PasswordFileError};
 use tidegate_broker::journal::{FileStorage, Journal, OpenError};
 use tidegate_broker::server::{self, Server};
 
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::runtime::Runtime;
+
 use crate::config::{Config, period};
-use crate::health::Part;
+use crate::health::{Part, State};
+
+use signals::Signal;
+use sinks::Sinks;
 
 /// Why the appliance did not start. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -37,10 +44,13 @@ pub enum StartError {
         error: io::Error,
     },
     /// Another process has the data folder.
-    #[error(
-        "the data folder {} is in use by another tidegate; stop it, or set TIDEGATE_DATA_DIR to a folder of its own", .0.display()
-    )]
-    InUse(PathBuf),
+    #[error("the data folder {} is in use: {error} (TIDEGATE_DATA_DIR)", path.display())]
+    InUse {
+        /// The data folder.
+        path: PathBuf,
+        /// What in it is locked, and by which process.
+        error: io::Error,
+    },
     /// The journal cannot be opened.
     #[error("cannot open the journal in {}: {error}", path.display())]
     Journal {
@@ -81,7 +91,7 @@ impl StartError {
         match self {
             Self::Passwords(_) => 64,
             Self::Listen { error, .. } if error.kind() == io::ErrorKind::AddrNotAvailable => 64,
-            Self::InUse(_) | Self::Listen { .. } => 69,
+            Self::InUse { .. } | Self::Listen { .. } => 69,
             Self::Internal { .. } => 70,
             Self::Folder { .. } | Self::Journal { .. } | Self::Restore(_) => 74,
         }
@@ -118,9 +128,14 @@ pub fn run(config: &Config) -> Result<(), StartError> {
     // Before anything is started, so that an early signal is not lost.
     let mut signals = signals::Signals::new()?;
 
-    let appliance = Appliance::start(config)?;
+    let appliance = Appliance::start(config, &runtime)?;
     appliance.announce(config);
-    let name = runtime.block_on(signals.next());
+    let name = loop {
+        match runtime.block_on(signals.next()) {
+            Signal::Reload => appliance.reload(config),
+            Signal::Stop(name) => break name,
+        }
+    };
     tracing::info!(
         "{name}: draining for up to {}; another signal ends at once",
         period(config.drain_timeout)
@@ -136,43 +151,49 @@ pub fn run(config: &Config) -> Result<(), StartError> {
 /// Everything that runs.
 struct Appliance {
     journal: Journal,
-    server: Server,
     watch: journal_watch::JournalWatch,
-    journal_part: Part,
+    access: Arc<Access>,
+    server: Server,
+    sinks: Sinks,
 }
 
 impl Appliance {
-    fn start(config: &Config) -> Result<Self, StartError> {
+    fn start(config: &Config, runtime: &Runtime) -> Result<Self, StartError> {
         let open_files = folder::raise_open_files();
         if (config.mqtt.limits.connections as u64).saturating_add(64) > open_files {
             tracing::warn!(
-                "this process may open {open_files} files, fewer than mqtt.max_connections \
-                 ({}): raise LimitNOFILE or ulimit -n",
+                "this process may open {open_files} files, fewer than mqtt.max_connections ({}) needs: raise \
+                 LimitNOFILE or ulimit -n",
                 config.mqtt.limits.connections
             );
         }
+        let _metrics = metrics(runtime)?;
         folder::make(&config.data_dir)?;
-        let journal_path = config.data_dir.join("journal");
-        let storage =
-            FileStorage::open(&journal_path).map_err(|error| folder::refused(&config.data_dir, error))?;
-        let (journal, appender) = Journal::open(storage, config.journal.clone())
-            .map_err(|error| StartError::Journal { path: journal_path, error })?;
+        let access = Arc::new(Access::new(config.auth.anonymous, passwords(config)?));
+
+        let (journal, appender) = {
+            let path = config.data_dir.join("journal");
+            let storage =
+                FileStorage::open(&path).map_err(|error| folder::refused(&config.data_dir, error))?;
+            Journal::open(storage, config.journal.clone())
+                .map_err(|error| StartError::Journal { path, error })?
+        };
         let journal_part = Part::new("journal");
         let watch = journal_watch::JournalWatch::start(&journal, journal_part.clone());
 
-        let access = Arc::new(access(config)?);
-        let state_path = config.data_dir.join("broker");
-        let state =
-            FileStorage::open(&state_path).map_err(|error| folder::refused(&config.data_dir, error))?;
-        let options = server::Options { mqtt_listen: config.mqtt.listen, access, limits: config.mqtt.limits };
-        let server =
-            Server::start(options, journal.clone(), appender, state).map_err(|error| match error {
-                server::StartError::Listen { address, error } => {
-                    StartError::Listen { address, key: "TIDEGATE_MQTT_LISTEN", error }
-                }
-                server::StartError::Restore(error) => StartError::Restore(error),
-            })?;
-        Ok(Self { journal, server, watch, journal_part })
+        let state = FileStorage::open(&config.data_dir.join("broker"))
+            .map_err(|error| folder::refused(&config.data_dir, error))?;
+        let options = server::Options {
+            mqtt_listen: config.mqtt.listen,
+            access: Arc::clone(&access),
+            limits: config.mqtt.limits,
+        };
+        let server = Server::start(options, journal.clone(), appender, state)?;
+        let mqtt_part = Part::new("mqtt");
+        mqtt_part.set(State::Up, None);
+
+        let sinks = Sinks::start(config, &journal)?;
+        Ok(Self { journal, watch, access, server, sinks })
     }
 
     fn announce(&self, config: &Config) {
@@ -180,22 +201,61 @@ impl Appliance {
         print!("{lines}");
     }
 
+    /// Reads the password file again. With a mistake in it the users of before stay.
+    fn reload(&self, config: &Config) {
+        match passwords(config) {
+            Ok(passwords) => {
+                self.access.replace_passwords(passwords);
+                tracing::info!("SIGHUP: users are read again from {}", config.password_path().display());
+            }
+            Err(error) => tracing::error!("SIGHUP: {error}; the users are those of before"),
+        }
+    }
+
     /// Ends every part in the order of the data. What is not done by the deadline lies in the journal.
     fn drain(self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         signals::end_after(timeout + Duration::from_secs(1));
         self.server.drain(timeout / 2);
+        self.sinks.drain(deadline - timeout / 10);
         self.watch.stop();
         self.journal.close();
-        let left = deadline.saturating_duration_since(Instant::now());
-        tracing::debug!(part = self.journal_part.name(), "closed with {} left", period(left));
     }
 }
 
-fn access(config: &Config) -> Result<Access, StartError> {
+impl From<server::StartError> for StartError {
+    fn from(error: server::StartError) -> Self {
+        match error {
+            server::StartError::Listen { address, error } => {
+                Self::Listen { address, key: "TIDEGATE_MQTT_LISTEN", error }
+            }
+            server::StartError::Restore(error) => Self::Restore(error),
+        }
+    }
+}
+
+/// Users and their passwords, if there is such a file. The one in the data folder need not exist; one that was
+/// asked for must.
+fn passwords(config: &Config) -> Result<Option<PasswordFile>, PasswordFileError> {
     let path = config.password_path();
-    // The file in the data folder need not exist; one that was asked for must.
-    let wanted = config.auth.password_file.is_some() || path.exists();
-    let passwords = if wanted { Some(PasswordFile::open(&path)?) } else { None };
-    Ok(Access::new(config.auth.anonymous, passwords))
+    if config.auth.password_file.is_none() && !path.exists() {
+        return Ok(None);
+    }
+    PasswordFile::open(&path).map(Some)
+}
+
+/// Takes what every part counts, for `/metrics`.
+fn metrics(runtime: &Runtime) -> Result<PrometheusHandle, StartError> {
+    let handle = PrometheusBuilder::new()
+        .install_recorder()
+        .map_err(|error| StartError::Internal { part: "the metrics", error: error.to_string() })?;
+    let kept = handle.clone();
+    runtime.spawn(async move {
+        let mut tick = tokio::time::interval(Duration::from_secs(5));
+        loop {
+            tick.tick().await;
+            kept.run_upkeep();
+        }
+    });
+    Ok(handle)
 }

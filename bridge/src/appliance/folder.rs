@@ -15,8 +15,8 @@ pub(super) fn make(path: &Path) -> Result<(), StartError> {
 
 /// Why a storage inside the data folder cannot be opened.
 pub(super) fn refused(path: &Path, error: io::Error) -> StartError {
-    if error.kind() == io::ErrorKind::WouldBlock {
-        return StartError::InUse(path.to_owned());
+    if error.kind() == io::ErrorKind::ResourceBusy {
+        return StartError::InUse { path: path.to_owned(), error };
     }
     StartError::Folder { path: path.to_owned(), error }
 }

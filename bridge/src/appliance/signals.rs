@@ -1,16 +1,26 @@
-//! Signals: the first SIGINT or SIGTERM begins the drain, the second ends the process at once.
+//! Signals: the first SIGINT or SIGTERM begins the drain, the second ends the process at once; SIGHUP reloads.
 
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 
 use super::StartError;
 
-/// SIGINT and SIGTERM.
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signal {
+    /// To read files again: SIGHUP.
+    Reload,
+    /// To drain: SIGINT or SIGTERM, by name.
+    Stop(&'static str),
+}
+
+/// The signals that are listened to. A terminal that closes sends SIGHUP too; that ends nothing.
 pub(super) struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
+    interrupt: unix::Signal,
+    terminate: unix::Signal,
+    hangup: unix::Signal,
 }
 
 impl Signals {
@@ -19,26 +29,32 @@ impl Signals {
         let take = |kind| {
             signal(kind).map_err(|error| StartError::Internal { part: "signals", error: error.to_string() })
         };
-        // Without this a terminal that closes, or a SIGHUP meant to reload, would end the process undrained.
-        drop(take(SignalKind::hangup())?);
-        Ok(Self { interrupt: take(SignalKind::interrupt())?, terminate: take(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: take(SignalKind::interrupt())?,
+            terminate: take(SignalKind::terminate())?,
+            hangup: take(SignalKind::hangup())?,
+        })
     }
 
-    /// Waits for the next one; returns its name.
-    pub(super) async fn next(&mut self) -> &'static str {
+    /// Waits for the next one.
+    pub(super) async fn next(&mut self) -> Signal {
         tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => Signal::Stop("SIGINT"),
+            _ = self.terminate.recv() => Signal::Stop("SIGTERM"),
+            _ = self.hangup.recv() => Signal::Reload,
         }
     }
 
     /// From now on a signal ends the process; the journal is written to survive that.
     pub(super) fn end_at_once(mut self, runtime: &Runtime) {
         runtime.spawn(async move {
-            let (name, number) = match self.next().await {
-                "SIGINT" => ("SIGINT", 2),
-                other => (other, 15),
+            let name = loop {
+                match self.next().await {
+                    Signal::Stop(name) => break name,
+                    Signal::Reload => {}
+                }
             };
+            let number = if name == "SIGINT" { 2 } else { 15 };
             eprintln!("tidegate: {name} again: ended without draining; nothing acknowledged is lost");
             std::process::exit(128 + number);
         });
