@@ -14,4 +14,5 @@ pub mod router;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod session;
+pub mod slots;
 pub mod topic;

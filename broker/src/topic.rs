@@ -11,6 +11,10 @@ use std::fmt;
 /// The longest Topic Name or Topic Filter in bytes: what a two-byte length can say [MQTT-4.7.3-3].
 pub const TOPIC_BYTES_MAX: usize = 65_535;
 
+/// The most levels a Topic Name or Topic Filter may have, as in mosquitto. Deeper ones are refused, because every
+/// level is a step of a walk through the subscriptions.
+pub const TOPIC_LEVELS_MAX: usize = 200;
+
 /// Why a string is not a Topic Name or Topic Filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TopicError {
@@ -20,6 +24,9 @@ pub enum TopicError {
     /// More than [`TOPIC_BYTES_MAX`] bytes.
     #[error("a topic has at most 65535 bytes")]
     TooLong,
+    /// More than [`TOPIC_LEVELS_MAX`] levels.
+    #[error("a topic has at most 200 levels")]
+    TooManyLevels,
     /// U+0000 is not allowed [MQTT-4.7.3-2].
     #[error("a topic cannot hold the character U+0000")]
     Nul,
@@ -48,14 +55,16 @@ impl<'a> TopicName<'a> {
             return Err(TopicError::TooLong);
         }
         // All three are ASCII, so a byte of a multi-byte character can never be taken for one.
+        let mut levels = 1;
         for byte in text.bytes() {
             match byte {
                 0 => return Err(TopicError::Nul),
                 b'+' | b'#' => return Err(TopicError::WildcardInName),
+                b'/' => levels += 1,
                 _ => {}
             }
         }
-        Ok(Self(text))
+        if levels > TOPIC_LEVELS_MAX { Err(TopicError::TooManyLevels) } else { Ok(Self(text)) }
     }
 
     /// A name that was checked when its record was made.
@@ -106,6 +115,9 @@ impl TopicFilter {
         }
         if text.bytes().any(|byte| byte == 0) {
             return Err(TopicError::Nul);
+        }
+        if text.bytes().filter(|&byte| byte == b'/').count() >= TOPIC_LEVELS_MAX {
+            return Err(TopicError::TooManyLevels);
         }
         let mut levels = text.split('/').peekable();
         while let Some(level) = levels.next() {
@@ -233,6 +245,8 @@ mod tests {
         name("a\0", Some(TopicError::Nul));
         name(&"a".repeat(65_536), Some(TopicError::TooLong));
         name(&"a".repeat(65_535), None);
+        name(&"/".repeat(199), None);
+        name(&"/".repeat(200), Some(TopicError::TooManyLevels));
 
         let filter = |text: &str, expected| assert_eq!(TopicFilter::new(text).err(), expected, "{text:?}");
         filter("#", None);
@@ -241,6 +255,8 @@ mod tests {
         filter("//", None);
         filter("", Some(TopicError::Empty));
         filter("a\0", Some(TopicError::Nul));
+        filter(&"+/".repeat(199), None);
+        filter(&"/".repeat(200), Some(TopicError::TooManyLevels));
         filter("a/#/b", Some(TopicError::MisplacedWildcard));
         filter("a#", Some(TopicError::MisplacedWildcard));
         filter("a+/b", Some(TopicError::MisplacedWildcard));
