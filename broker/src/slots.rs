@@ -9,6 +9,9 @@ pub struct Key {
 }
 
 impl Key {
+    /// A key that finds nothing in any table.
+    pub const NONE: Self = Self { index: u32::MAX, generation: u32::MAX };
+
     /// The place, for tables that run beside the slots.
     pub const fn index(self) -> usize {
         self.index as usize
@@ -79,6 +82,11 @@ impl<T> Slots<T> {
     pub fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         let slot = self.slots.get_mut(key.index())?;
         if slot.generation == key.generation { slot.value.as_mut() } else { None }
+    }
+
+    /// The keys of all values that are there now.
+    pub fn keys(&self) -> Vec<Key> {
+        self.iter().map(|(key, _)| key).collect()
     }
 
     /// All values with their keys.

@@ -3,7 +3,7 @@
 use std::str::from_utf8;
 
 use super::error::{Checked, DecodeError, malformed};
-use crate::topic::{TopicError, TopicFilter, TopicName};
+use crate::topic::{TOPIC_LEVELS_MAX, TopicError, TopicFilter, TopicName};
 
 const SHORT: DecodeError = malformed("the packet ends inside a field", "2.1.4");
 
@@ -156,7 +156,8 @@ pub(super) fn trusted_text(bytes: &[u8]) -> &str {
 #[inline]
 pub(super) fn topic_name(bytes: &[u8]) -> Checked<TopicName<'_>> {
     let text = from_utf8(bytes).map_err(|_| ILL_FORMED)?;
-    if !bytes.is_empty() && is_plain(bytes) {
+    // Only a long one can have too many levels.
+    if !bytes.is_empty() && bytes.len() < TOPIC_LEVELS_MAX && is_plain(bytes) {
         return Ok(TopicName::trusted(text));
     }
     TopicName::new(text).map_err(topic_error)
@@ -171,6 +172,7 @@ pub(super) const fn topic_error(error: TopicError) -> DecodeError {
     match error {
         TopicError::Empty => malformed("a topic needs at least one character", "MQTT-4.7.3-1"),
         TopicError::TooLong => malformed("a topic has at most 65535 bytes", "MQTT-4.7.3-3"),
+        TopicError::TooManyLevels => malformed("a topic has at most 200 levels here", "MQTT-4.13.1-1"),
         TopicError::Nul => NUL,
         TopicError::WildcardInName => {
             malformed("a Topic Name cannot hold the wildcards + and #", "MQTT-3.3.2-2")

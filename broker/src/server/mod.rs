@@ -1,13 +1,69 @@
-//! Listeners and the shard. (Interface first.)
+//! Listeners, and the shard: one thread that owns the [`Broker`](crate::broker::Broker) and its sockets.
+//!
+//! A batch goes from `read` through decoding, the core, the journal's batch and `write` without leaving the
+//! thread. Other parts of the appliance reach the broker through a [`Handle`]; the journal's writer wakes the
+//! shard when a batch is durable. What packets mean is not decided here.
+
+mod checkpoint;
+mod clock;
+mod shard;
+mod socket;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
+use mio::net::TcpListener;
+use mio::{Poll, Waker};
 
+use self::shard::{LISTENER, Shard, WAKER};
+use crate::auth::Access;
+pub use crate::broker::{Limits, Stats};
+use crate::journal::{Appender, Journal, Storage};
 use crate::record::{Offset, Qos, Refused};
+use crate::topic::{TopicError, TopicName};
+
+/// Local publishes that may wait to be taken in; one more is refused as busy.
+const LOCAL_WAITING_MAX: usize = 4_096;
+
+/// What the listeners and the shard need to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where plain MQTT is accepted.
+    pub mqtt_listen: SocketAddr,
+    /// Who may connect.
+    pub access: Arc<Access>,
+    /// Limits of connections and sessions.
+    pub limits: Limits,
+}
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// The configured address.
+        address: SocketAddr,
+        /// What the operating system says.
+        error: io::Error,
+    },
+    /// The operating system refuses what the shard needs.
+    #[error("cannot start the broker's thread: {0}")]
+    System(#[from] io::Error),
+    /// The broker's state cannot be restored.
+    #[error("cannot restore the broker's state: {0}")]
+    Restore(String),
+}
 
 /// A publish that does not come from an MQTT connection.
 #[derive(Clone, Debug)]
 pub struct LocalPublish {
-    /// Stands in for the Client Identifier of the publisher.
+    /// Stands in for the Client Identifier of the publisher; at most 65,535 bytes.
     pub client: String,
     /// A Topic Name.
     pub topic: String,
@@ -26,10 +82,13 @@ pub struct LocalPublish {
 pub enum PublishError {
     /// Not a Topic Name.
     #[error(transparent)]
-    Topic(#[from] crate::topic::TopicError),
+    Topic(#[from] TopicError),
     /// The journal refused it.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// Larger than a packet may be.
+    #[error("the payload is larger than a packet may be")]
+    TooLarge,
     /// Too many local publishes wait already.
     #[error("the broker is busy: try again")]
     Busy,
@@ -38,143 +97,122 @@ pub enum PublishError {
     Stopped,
 }
 
-/// Totals since the start, and current counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Stats {
-    pub connections: u64,
-    pub connections_total: u64,
-    pub connections_refused_total: u64,
-    pub sessions: u64,
-    pub subscriptions: u64,
-    pub retained: u64,
-    pub packets_in_total: u64,
-    pub packets_out_total: u64,
-    pub bytes_in_total: u64,
-    pub bytes_out_total: u64,
-    pub publishes_in_total: u64,
-    pub publishes_out_total: u64,
-    pub publishes_refused_total: u64,
-    pub publishes_dropped_total: u64,
-    pub protocol_errors_total: u64,
+type Done = Box<dyn FnOnce(Result<Offset, PublishError>) + Send>;
+
+enum Command {
+    Publish(LocalPublish, Done),
+    Drain(Duration),
 }
 
 /// A handle to the running broker; cheap to clone, usable from any thread.
-#[derive(Clone, Debug)]
-pub struct Handle;
+#[derive(Clone)]
+pub struct Handle {
+    commands: SyncSender<Command>,
+    waker: Arc<Waker>,
+    stats: Arc<Mutex<Stats>>,
+    packet_bytes: usize,
+}
 
-#[allow(unused_variables)]
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
+    }
+}
+
 impl Handle {
-    /// Publishes; `done` is called once, from the shard's thread, when the record is durable or refused. It must
-    /// not block.
+    /// Publishes; `done` is called once, from this or the shard's thread, when the record is durable or refused.
+    /// It must not block.
     pub fn publish(
         &self,
         publish: LocalPublish,
         done: impl FnOnce(Result<Offset, PublishError>) + Send + 'static,
     ) {
-        todo!()
+        if let Err(error) = TopicName::new(&publish.topic) {
+            return done(Err(error.into()));
+        }
+        if publish.payload.len() > self.packet_bytes || publish.client.len() > usize::from(u16::MAX) {
+            return done(Err(PublishError::TooLarge));
+        }
+        match self.commands.try_send(Command::Publish(publish, Box::new(done))) {
+            Ok(()) => {
+                // If the shard cannot be woken, its next timer finds the command.
+                let _ = self.waker.wake();
+            }
+            Err(error) => {
+                let (command, reason) = match error {
+                    std::sync::mpsc::TrySendError::Full(command) => (command, PublishError::Busy),
+                    std::sync::mpsc::TrySendError::Disconnected(command) => (command, PublishError::Stopped),
+                };
+                if let Command::Publish(_, done) = command {
+                    done(Err(reason));
+                }
+            }
+        }
     }
 
     /// What the broker has done so far.
     pub fn stats(&self) -> Stats {
-        todo!()
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What the listeners and the shard need to know.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Where plain MQTT is accepted.
-    pub mqtt_listen: std::net::SocketAddr,
-    /// Who may connect.
-    pub access: std::sync::Arc<crate::auth::Access>,
-    /// Limits of connections and sessions.
-    pub limits: Limits,
-}
-
-/// What one client may use. What happens at each limit stands beside it.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Connections at one time; one more is refused with 0x97.
-    pub connections: usize,
-    /// Bytes of one packet; a larger one closes the connection with 0x95.
-    pub packet_bytes: usize,
-    /// Unacknowledged QoS 1 and 2 publishes the broker sends to one client; more wait in the journal.
-    pub in_flight: u16,
-    /// QoS 1 and 2 publishes one client may have unacknowledged (our Receive Maximum); a v5 client that sends
-    /// more is disconnected with 0x93.
-    pub receive_maximum: u16,
-    /// The longest Session Expiry Interval in seconds; a longer wish is lowered to it, also for MQTT 3 clients
-    /// without clean session.
-    pub session_expiry_s: u32,
-    /// The longest Keep Alive in seconds that is granted; 0 means any.
-    pub keep_alive_s: u16,
-    /// Time from the connection to its CONNECT packet; then it is closed.
-    pub connect_timeout: std::time::Duration,
-    /// Bytes waiting to be sent to one client; a slower reader leaves the live tail and reads the journal.
-    pub outgoing_bytes: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 100_000,
-            packet_bytes: 1 << 20,
-            in_flight: 1_024,
-            receive_maximum: 1_024,
-            session_expiry_s: 7 * 24 * 3_600,
-            keep_alive_s: 0,
-            connect_timeout: std::time::Duration::from_secs(10),
-            outgoing_bytes: 1 << 20,
-        }
-    }
-}
-
-/// Why the server did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {error}")]
-    Listen {
-        /// The configured address.
-        address: std::net::SocketAddr,
-        /// What the operating system says.
-        error: std::io::Error,
-    },
-    /// The broker's state cannot be restored.
-    #[error("cannot restore the broker's state: {0}")]
-    Restore(String),
 }
 
 /// A running broker with its listeners.
 #[derive(Debug)]
-pub struct Server;
+pub struct Server {
+    handle: Handle,
+    mqtt_address: SocketAddr,
+    thread: JoinHandle<()>,
+}
 
-#[allow(unused_variables)]
 impl Server {
     /// Restores the broker's state from `storage` and the journal, binds the listeners and starts the shard.
     pub fn start(
         options: Options,
-        journal: crate::journal::Journal,
-        appender: crate::journal::Appender,
-        storage: std::sync::Arc<dyn crate::journal::Storage>,
+        journal: Journal,
+        appender: Appender,
+        storage: Arc<dyn Storage>,
     ) -> Result<Self, StartError> {
-        todo!()
+        let mut listener = TcpListener::bind(options.mqtt_listen)
+            .map_err(|error| StartError::Listen { address: options.mqtt_listen, error })?;
+        let mqtt_address = listener.local_addr()?;
+        let poll = Poll::new()?;
+        poll.registry().register(&mut listener, LISTENER, mio::Interest::READABLE)?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
+        let on_durable = Arc::clone(&waker);
+        journal.on_durable(move |_| {
+            // If the shard cannot be woken, its next timer finds what is durable.
+            let _ = on_durable.wake();
+        });
+        let (sender, commands): (_, Receiver<Command>) = sync_channel(LOCAL_WAITING_MAX);
+        let stats = Arc::new(Mutex::new(Stats::default()));
+        let handle = Handle {
+            commands: sender,
+            waker,
+            stats: Arc::clone(&stats),
+            packet_bytes: options.limits.packet_bytes,
+        };
+        let shard = Shard::new(poll, listener, options, journal, appender, storage, commands, stats)?;
+        let thread = std::thread::Builder::new().name("shard".into()).spawn(move || shard.run())?;
+        Ok(Self { handle, mqtt_address, thread })
     }
 
     /// A handle for the other parts of the appliance.
     pub fn handle(&self) -> Handle {
-        todo!()
+        self.handle.clone()
     }
 
     /// Where it listens, with the port that was chosen if 0 was asked for.
-    pub fn mqtt_address(&self) -> std::net::SocketAddr {
-        todo!()
+    pub const fn mqtt_address(&self) -> SocketAddr {
+        self.mqtt_address
     }
 
     /// Stops accepting, tells clients (0x8B in v5), makes everything accepted durable, saves a checkpoint and
-    /// ends; gives up waiting for clients at `deadline`.
-    pub fn drain(self, deadline: std::time::Duration) {
-        todo!()
+    /// ends; gives up waiting after `deadline`.
+    pub fn drain(self, deadline: Duration) {
+        let _ = self.handle.commands.send(Command::Drain(deadline));
+        let _ = self.handle.waker.wake();
+        if self.thread.join().is_err() {
+            tracing::error!("the broker's thread had failed");
+        }
     }
 }

@@ -1,1 +1,151 @@
-//! One client's protocol state.
+//! One client's protocol state: subscriptions, Packet Identifiers in flight, how far it has been served.
+//!
+//! A session follows the journal. While it is [`Flow::Live`], records reach it through the router as they become
+//! durable. When it is away, or slower than the records come, it is [`Flow::CatchingUp`] at an offset and reads
+//! the journal from there; nothing is queued for it. What is kept of it after a crash is in [`control`].
+
+pub mod control;
+pub mod window;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::HashMap;
+
+use self::control::Will;
+use self::window::Window;
+use crate::record::{Offset, Qos, Timestamp};
+use crate::retained::Retained;
+use crate::router::SubscriptionOptions;
+use crate::slots::Key;
+use crate::topic::TopicFilter;
+
+/// Session Expiry Interval that never ends.
+pub const NEVER_EXPIRES: u32 = u32::MAX;
+
+/// How a session gets its records: the whole back-pressure story.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// Through the router, as they become durable.
+    Live,
+    /// From the journal, beginning with this offset.
+    CatchingUp(Offset),
+}
+
+/// A retained record on its way to a new subscription.
+#[derive(Clone, Debug)]
+pub struct RetainedDelivery {
+    /// The record.
+    pub retained: Arc<Retained>,
+    /// The QoS that was granted.
+    pub qos: Qos,
+    /// The Subscription Identifier of the subscription.
+    pub identifier: Option<u32>,
+    /// It is sent when every entry before this offset is durable.
+    pub gate: Offset,
+}
+
+/// The state of one session.
+#[derive(Debug)]
+pub struct Session {
+    /// Never used again for another session.
+    pub number: u64,
+    /// The Client Identifier.
+    pub client: Arc<str>,
+    /// The connection that uses it now.
+    pub connection: Option<Key>,
+    /// How many seconds it outlives its connection; [`NEVER_EXPIRES`] means for ever.
+    pub expiry_s: u32,
+    /// When its last connection ended; `None` while it is connected.
+    pub left_at: Option<Timestamp>,
+    /// When it ends, while no connection uses it.
+    pub expires_at: Option<Duration>,
+    /// What it subscribed to.
+    pub filters: HashMap<TopicFilter, SubscriptionOptions>,
+    /// What it was sent and has not acknowledged.
+    pub window: Window,
+    /// How it gets its records.
+    pub flow: Flow,
+    /// Deliveries from an earlier connection that must be sent again first, by Packet Identifier.
+    pub resend: VecDeque<u16>,
+    /// Retained records that wait for room in the window or for durability.
+    pub retained: VecDeque<RetainedDelivery>,
+    /// QoS 0 records from this offset on were not delivered on arrival; `None` while they are.
+    pub arrivals_missed_from: Option<Offset>,
+    /// While records before this offset are not durable, QoS 0 records must queue behind them.
+    pub live_since: Offset,
+    /// The end of the journal when it was connected: older records do not reach it at QoS 0.
+    pub online_from: Offset,
+    /// QoS 2 publishes received and not yet released [MQTT-4.3.3-10].
+    pub unreleased: BTreeSet<u16>,
+    /// Records delivered at QoS 2 before a restart that lie above its position: never to be delivered again.
+    pub announced: BTreeSet<Offset>,
+    /// Published when the connection ends without a DISCONNECT.
+    pub will: Option<Will>,
+    /// When the Will is due, while it waits for its delay.
+    pub will_at: Option<Duration>,
+    /// Whether the Will waits only because the broker was away: a client that returns voids it.
+    pub will_in_grace: bool,
+    /// The last position that the journal knows of.
+    pub position_saved: Offset,
+    /// Whether the journal knows it.
+    pub recorded: bool,
+    /// Whether it acknowledged something since `position_saved`.
+    pub progressed: bool,
+    /// Whether it is in the list of sessions that want to read.
+    pub wants_read: bool,
+}
+
+impl Session {
+    /// A new session that sees nothing before `now_at`.
+    pub fn new(number: u64, client: &str, now_at: Offset) -> Self {
+        Self {
+            number,
+            client: client.into(),
+            connection: None,
+            expiry_s: 0,
+            left_at: None,
+            expires_at: None,
+            filters: HashMap::default(),
+            window: Window::default(),
+            flow: Flow::CatchingUp(now_at),
+            resend: VecDeque::new(),
+            retained: VecDeque::new(),
+            arrivals_missed_from: Some(now_at),
+            live_since: now_at,
+            online_from: now_at,
+            unreleased: BTreeSet::new(),
+            announced: BTreeSet::new(),
+            will: None,
+            will_at: None,
+            will_in_grace: false,
+            position_saved: now_at,
+            recorded: false,
+            progressed: false,
+            wants_read: false,
+        }
+    }
+
+    /// Whether it outlives its connection, so that the journal must know its state.
+    pub const fn is_kept(&self) -> bool {
+        self.expiry_s > 0
+    }
+
+    /// Leaves the live tail: reads the journal from `next` on. Records at QoS 0 that arrived before
+    /// `arrivals_seen` were delivered on arrival and are not delivered again.
+    pub fn fall_behind(&mut self, next: Offset, arrivals_seen: Offset) {
+        self.flow = Flow::CatchingUp(next);
+        self.arrivals_missed_from.get_or_insert(arrivals_seen);
+    }
+
+    /// Every record before it that belongs to the session is acknowledged; `durable_end` is where a live session
+    /// stands.
+    pub fn position(&self, durable_end: Offset) -> Offset {
+        let served = match self.flow {
+            Flow::Live => durable_end,
+            Flow::CatchingUp(next) => next,
+        };
+        self.window.lowest_offset().map_or(served, |lowest| lowest.min(served))
+    }
+}

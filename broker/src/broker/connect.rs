@@ -1,0 +1,397 @@
+//! How clients come and go: CONNECT, takeover, DISCONNECT, Wills, the end of sessions.
+
+use std::borrow::Cow;
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use super::{Broker, Leaving, Release, Stage, TOPIC_ALIASES_MAX, Timer};
+use crate::auth::Denied;
+use crate::broker::Now;
+use crate::mqtt::{ConnAck, Connect, ConnectError, Disconnect, ReasonCode, Version, encode};
+use crate::record::{Append, Entry, Offset, Properties, Record, Refused};
+use crate::session::control::{Control, Will};
+use crate::session::window;
+use crate::session::{Flow, NEVER_EXPIRES, Session};
+use crate::slots::Key;
+use crate::topic::TopicName;
+
+impl Broker {
+    /// The first packet was no CONNECT that may be received.
+    pub(super) fn reject(&mut self, key: Key, error: &ConnectError) {
+        if let Some(connection) = self.connections.get(key) {
+            tracing::debug!(peer = %connection.peer, %error, "refusing a connection");
+        }
+        self.stats.protocol_errors_total += 1;
+        self.stats.connections_refused_total += 1;
+        self.close(key);
+    }
+
+    pub(super) fn handle_connect(&mut self, key: Key, connect: &Connect<'_>, now: Now, log: &mut dyn Append) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.version = connect.version;
+        if let Err(reason) = self.admit(key, connect) {
+            self.refuse(key, connect.version, reason);
+            return;
+        }
+        let assigned = connect.client_id.is_empty().then(|| self.assign_client_id());
+        let client = assigned.as_deref().unwrap_or(connect.client_id);
+        match self.open_session(client, connect, now, log) {
+            Ok((session, present)) => {
+                self.accept(key, session, present, connect, assigned.as_deref(), now, log)
+            }
+            Err(Refused::Full) => self.refuse(key, connect.version, ReasonCode::QuotaExceeded),
+            Err(Refused::Failed) => self.refuse(key, connect.version, ReasonCode::ServerUnavailable),
+        }
+    }
+
+    fn admit(&self, key: Key, connect: &Connect<'_>) -> Result<(), ReasonCode> {
+        let peer = self.connections.get(key).ok_or(ReasonCode::UnspecifiedError)?.peer;
+        // An empty Client Identifier needs a session that ends with the connection in MQTT 3.1.1
+        // [MQTT-3.1.3-8], and is not allowed at all in MQTT 3.1.
+        let empty_allowed = match connect.version {
+            Version::V31 => false,
+            Version::V311 => connect.clean_start,
+            Version::V5 => true,
+        };
+        if connect.client_id.is_empty() && !empty_allowed {
+            return Err(ReasonCode::ClientIdentifierNotValid);
+        }
+        if connect.authentication_method.is_some() {
+            return Err(ReasonCode::BadAuthenticationMethod);
+        }
+        self.access.connect(peer, connect.username, connect.password).map_err(|denied| {
+            tracing::info!(%peer, client = connect.client_id, username = connect.username, %denied, "refusing a client");
+            match denied {
+                Denied::BadCredentials => ReasonCode::BadUserNameOrPassword,
+                Denied::NotAuthorised => ReasonCode::NotAuthorized,
+            }
+        })
+    }
+
+    fn refuse(&mut self, key: Key, version: Version, reason: ReasonCode) {
+        self.stats.connections_refused_total += 1;
+        self.stats.packets_out_total += 1;
+        encode::connack_refused(self.outbox(key), version, reason);
+        self.close(key);
+    }
+
+    fn assign_client_id(&mut self) -> String {
+        // Session numbers are never used again, so the identifier is new; the seed makes it hard to guess.
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(self.next_session | 1);
+        format!("tidegate-{:x}-{:08x}", self.next_session, self.seed >> 32)
+    }
+
+    /// The session that `client` goes on with, or a new one, and whether it was there.
+    fn open_session(
+        &mut self,
+        client: &str,
+        connect: &Connect<'_>,
+        now: Now,
+        log: &mut dyn Append,
+    ) -> Result<(Key, bool), Refused> {
+        let earlier = self.by_client.get(client).copied();
+        if let Some(session) = earlier
+            && let Some(connection) = self.sessions.get(session).and_then(|session| session.connection)
+        {
+            // [MQTT-3.1.4-3]
+            self.finish_with(connection, ReasonCode::SessionTakenOver);
+            self.leave(connection, Leaving::TakenOver, now, log);
+        }
+        let mut earlier = self.by_client.get(client).copied();
+        if let Some(session) = earlier.and_then(|session| self.sessions.get_mut(session))
+            && session.will_in_grace
+        {
+            session.will = None;
+            session.will_in_grace = false;
+        }
+        if let Some(session) = earlier.filter(|_| connect.clean_start) {
+            self.publish_will(session, now, log);
+            self.end_session(session, log);
+            earlier = None;
+        }
+        let will = connect.will.as_ref().map(|will| Will {
+            topic: will.topic.as_str().into(),
+            properties: will.travelling(&mut Vec::new()).encoded().into(),
+            payload: will.payload.into(),
+            qos: will.qos,
+            retain: will.retain,
+            delay_s: will.delay_s,
+        });
+        let number = earlier
+            .and_then(|session| self.sessions.get(session))
+            .map_or(self.next_session, |session| session.number);
+        let expiry_s = self.granted_expiry(connect);
+        let mut recorded = false;
+        if expiry_s > 0 || will.is_some() || earlier.is_some() {
+            let control = Control::Connected {
+                session: number,
+                client: Cow::Borrowed(client),
+                expiry_s,
+                will: will.as_ref().map(Cow::Borrowed),
+            };
+            log.append(&Entry::Control(&control.encode()))?;
+            recorded = true;
+        }
+        let present = earlier.is_some();
+        let key = earlier.unwrap_or_else(|| {
+            self.next_session += 1;
+            self.add_session(Session::new(number, client, log.end()))
+        });
+        let session = self.sessions.get_mut(key).expect("it was found or made above");
+        session.recorded |= recorded;
+        session.expiry_s = expiry_s;
+        session.will = will;
+        session.will_at = None;
+        session.left_at = None;
+        session.expires_at = None;
+        Ok((key, present))
+    }
+
+    fn granted_expiry(&self, connect: &Connect<'_>) -> u32 {
+        let wished = match connect.version {
+            Version::V31 | Version::V311 if connect.clean_start => 0,
+            Version::V31 | Version::V311 => NEVER_EXPIRES,
+            Version::V5 => connect.session_expiry_s,
+        };
+        wished.min(self.limits.session_expiry_s)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn accept(
+        &mut self,
+        key: Key,
+        session_key: Key,
+        present: bool,
+        connect: &Connect<'_>,
+        assigned: Option<&str>,
+        now: Now,
+        log: &mut dyn Append,
+    ) {
+        let keep_alive_s = match (connect.keep_alive_s, self.limits.keep_alive_s) {
+            (wished, 0) => wished,
+            (0, longest) => longest,
+            (wished, longest) => wished.min(longest),
+        };
+        let in_flight_max = self.limits.in_flight.min(connect.receive_maximum);
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.stage = Stage::Connected;
+        connection.session = Some(session_key);
+        connection.heard_at = now.monotonic;
+        // One and a half times the Keep Alive [MQTT-3.1.2-22].
+        connection.silence_max = Duration::from_millis(u64::from(keep_alive_s) * 1_500);
+        connection.in_flight_max = in_flight_max;
+        connection.packet_bytes_max = connect.maximum_packet_bytes.map_or(usize::MAX, |bytes| bytes as usize);
+        if !connection.silence_max.is_zero() {
+            self.timers.push(Reverse((now.monotonic + connection.silence_max, Timer::Silence(key))));
+        }
+        let session = self.sessions.get_mut(session_key).expect("it was opened for this connection");
+        session.connection = Some(key);
+        session.online_from = log.end();
+        session.arrivals_missed_from = Some(log.end());
+        session.live_since = log.end();
+        let in_flight: Vec<_> = session.window.iter().map(|(id, delivery)| (id, delivery.stage)).collect();
+        let granted = (session.expiry_s != connect.session_expiry_s).then_some(session.expiry_s);
+        let kept = session.is_kept();
+        let answer = ConnAck {
+            session_present: present,
+            session_expiry_s: granted.filter(|_| connect.version.is_v5()),
+            receive_maximum: self.limits.receive_maximum,
+            maximum_packet_bytes: u32::try_from(self.limits.packet_bytes).ok(),
+            assigned_client_id: assigned,
+            topic_alias_maximum: TOPIC_ALIASES_MAX,
+            shared_subscriptions: false,
+            server_keep_alive_s: (keep_alive_s != connect.keep_alive_s).then_some(keep_alive_s),
+            ..ConnAck::default()
+        };
+        let mut packet = Vec::with_capacity(32);
+        encode::connack(&mut packet, connect.version, &answer);
+        let gate = if kept { log.end() } else { Offset(0) };
+        self.gate(gate, key, Release::Packet(packet.into()));
+        self.resume(key, session_key, &in_flight, log);
+    }
+
+    /// Goes on with the deliveries that an earlier connection left unfinished [MQTT-4.4.0-1].
+    fn resume(
+        &mut self,
+        key: Key,
+        session_key: Key,
+        in_flight: &[(u16, window::Stage)],
+        log: &mut dyn Append,
+    ) {
+        for &(packet_id, stage) in in_flight {
+            match stage {
+                window::Stage::Sent | window::Stage::Released => {
+                    if let Some(session) = self.sessions.get_mut(session_key) {
+                        session.resend.push_back(packet_id);
+                    }
+                }
+                window::Stage::Announced => self.gate(log.end(), key, Release::Announced(packet_id)),
+                window::Stage::Received => self.gate(log.end(), key, Release::PubRel(packet_id)),
+                window::Stage::Done => {}
+            }
+        }
+        self.want_read(session_key);
+    }
+
+    pub(super) fn handle_disconnect(
+        &mut self,
+        key: Key,
+        disconnect: &Disconnect<'_>,
+        now: Now,
+        log: &mut dyn Append,
+    ) {
+        if let Some(wished) = disconnect.session_expiry_s {
+            let session = self.connections.get(key).and_then(|connection| connection.session);
+            if let Some(session) = session.and_then(|session| self.sessions.get_mut(session)) {
+                if session.expiry_s == 0 && wished > 0 {
+                    // A session that was to end cannot be kept after all [MQTT-3.14.2-2].
+                    self.stats.protocol_errors_total += 1;
+                    self.disconnect(key, ReasonCode::ProtocolError, now, log);
+                    return;
+                }
+                session.expiry_s = wished.min(self.limits.session_expiry_s);
+            }
+        }
+        self.close(key);
+        // Only a normal disconnection leaves no Will [MQTT-3.1.2-8].
+        let leaving = if disconnect.reason == ReasonCode::Success { Leaving::Orderly } else { Leaving::Lost };
+        self.leave(key, leaving, now, log);
+    }
+
+    /// Parts a connection from its session; says what becomes of the session.
+    pub(super) fn leave(&mut self, key: Key, leaving: Leaving, now: Now, log: &mut dyn Append) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.aliases = Vec::new();
+        let Some(session_key) = connection.session.take() else { return };
+        let durable_end = self.durable_end;
+        let Some(session) = self.sessions.get_mut(session_key) else { return };
+        session.connection = None;
+        session.left_at = Some(now.wall);
+        session.retained.clear();
+        session.resend.clear();
+        if session.flow == Flow::Live {
+            session.flow = Flow::CatchingUp(durable_end);
+        }
+        if leaving == Leaving::Drained {
+            return;
+        }
+        if leaving == Leaving::Orderly {
+            session.will = None;
+        }
+        let delay_s = session.will.as_ref().map_or(0, |will| will.delay_s).min(session.expiry_s);
+        let will_at = now.monotonic + Duration::from_secs(u64::from(delay_s));
+        if session.will.is_some() && delay_s > 0 {
+            session.will_at = Some(will_at);
+            self.timers.push(Reverse((will_at, Timer::Will(session_key))));
+        } else {
+            self.publish_will(session_key, now, log);
+        }
+        self.retire(session_key, now, log);
+    }
+
+    /// A session has lost its connection: it ends, or waits for its client.
+    fn retire(&mut self, key: Key, now: Now, log: &mut dyn Append) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if !session.is_kept() {
+            self.end_session(key, log);
+            return;
+        }
+        let control = Control::Disconnected {
+            session: session.number,
+            at: now.wall,
+            expiry_s: session.expiry_s,
+            will_waits: session.will.is_some(),
+        };
+        // Refused only when the journal is full or has failed: the session then counts from the restart.
+        let _ = log.append(&Entry::Control(&control.encode()));
+        if session.expiry_s != NEVER_EXPIRES {
+            let at = now.monotonic + Duration::from_secs(u64::from(session.expiry_s));
+            session.expires_at = Some(at);
+            self.timers.push(Reverse((at, Timer::Expiry(key))));
+        }
+    }
+
+    /// Publishes the session's Will now, if it has one that was not published.
+    pub(super) fn publish_will(&mut self, key: Key, now: Now, log: &mut dyn Append) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.will_at = None;
+        let Some(will) = session.will.take() else { return };
+        let (number, client) = (session.number, session.client.clone());
+        let record = Record {
+            time: now.wall,
+            client: &client,
+            topic: TopicName::trusted(&will.topic),
+            properties: Properties::from_encoded(&will.properties),
+            payload: &will.payload,
+            qos: will.qos,
+            retain: will.retain,
+            packet_id: 0,
+        };
+        match self.publish(key, &record, now, log) {
+            Ok(_) => {
+                let done = Control::WillDone { session: number }.encode();
+                let _ = log.append(&Entry::Control(&done));
+            }
+            Err(refused) => {
+                self.stats.publishes_refused_total += 1;
+                tracing::warn!(%client, %refused, "a Will was not published");
+            }
+        }
+    }
+
+    /// Removes a session and everything in it.
+    pub(super) fn end_session(&mut self, key: Key, log: &mut dyn Append) {
+        let Some(session) = self.sessions.remove(key) else { return };
+        for filter in session.filters.keys() {
+            self.router.unsubscribe(filter, key);
+        }
+        self.by_client.remove(&session.client);
+        self.by_number.remove(&session.number);
+        // The journal may know it even if it is not kept now: because of a Will, or of its earlier life.
+        let ended = Control::Ended { session: session.number }.encode();
+        if session.recorded {
+            let _ = log.append(&Entry::Control(&ended));
+        }
+    }
+
+    pub(super) fn check_expiry(&mut self, key: Key, now: Now, log: &mut dyn Append) {
+        let Some(session) = self.sessions.get(key) else { return };
+        if session.expires_at.is_some_and(|at| at <= now.monotonic) {
+            tracing::debug!(client = %session.client, "a session has expired");
+            // The end of the session is the latest time for the Will [MQTT-3.1.3-9].
+            self.publish_will(key, now, log);
+            self.end_session(key, log);
+        }
+    }
+
+    pub(super) fn check_will(&mut self, key: Key, now: Now, log: &mut dyn Append) {
+        let Some(session) = self.sessions.get(key) else { return };
+        if session.will_at.is_some_and(|at| at <= now.monotonic) {
+            self.publish_will(key, now, log);
+        }
+    }
+
+    /// Tells the journal how far kept sessions are.
+    pub(super) fn save_progress(&mut self, log: &mut dyn Append) {
+        /// A session with nothing to acknowledge still moves on, but not worth an entry each second.
+        const QUIET_ENTRIES: u64 = 100_000;
+        let durable_end = self.durable_end;
+        for key in self.sessions.keys() {
+            let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_kept()) else {
+                continue;
+            };
+            let position = session.position(durable_end);
+            let moved = position.since(session.position_saved);
+            if moved == 0 || (moved < QUIET_ENTRIES && !session.progressed) {
+                continue;
+            }
+            let progress = Control::Progress { session: session.number, position }.encode();
+            if log.append(&Entry::Control(&progress)).is_err() {
+                return;
+            }
+            session.position_saved = position;
+            session.progressed = false;
+            session.announced = session.announced.split_off(&position);
+        }
+    }
+}

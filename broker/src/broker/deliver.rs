@@ -1,0 +1,680 @@
+//! Records on their way to MQTT subscribers, and what subscribers answer.
+//!
+//! Three ways lead to a session. A QoS 0 record reaches live sessions when it arrives. Every other record reaches
+//! live sessions when it is durable. A session that is behind reads the journal: [`Broker::poll_read`] says from
+//! where, [`Broker::read`] takes the batch.
+
+use super::outbox::Outbox;
+use super::{Broker, Connection, Release, SHARED_BYTES_MIN};
+use crate::broker::Now;
+use crate::mqtt::encode::{self, PublishHead};
+use crate::mqtt::{Ack, ReasonCode, Version};
+use crate::record::{Append, Appended, Batch, Entry, Offset, Properties, Qos, Record, Timestamp};
+use crate::router::Match;
+use crate::session::control::Control;
+use crate::session::window::{Source, Stage};
+use crate::session::{Flow, RetainedDelivery, Session};
+use crate::slots::Key;
+
+/// What became of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Delivered {
+    /// Sent, or rightly not sent.
+    Done,
+    /// The client has enough on its hands: the same record must come again.
+    Behind,
+}
+
+/// A record and the memory it lies in, if that may be referred to.
+#[derive(Clone, Copy)]
+struct Load<'a> {
+    record: &'a Record<'a>,
+    batch: Option<&'a Batch>,
+    /// Where the content is found again, should it have to be sent once more.
+    offset: Offset,
+}
+
+/// What a PUBLISH to one client says besides its record.
+#[derive(Clone, Copy)]
+struct Wrap<'a> {
+    dup: bool,
+    qos: Qos,
+    retain: bool,
+    packet_id: u16,
+    identifiers: &'a [u32],
+}
+
+/// The last PUBLISH of a record that goes to many, so that it is encoded once per kind of receiver.
+#[derive(Default)]
+struct Memo {
+    kind: Option<(bool, Qos, bool)>,
+    bytes: Vec<u8>,
+    packet_id_at: usize,
+}
+
+impl Broker {
+    /// Delivers a QoS 0 record to the sessions that are live; says whether that was all of them.
+    pub(super) fn deliver_on_arrival(
+        &mut self,
+        publisher: Option<Key>,
+        record: &Record<'_>,
+        place: Appended,
+        matches: &[Match],
+        now: Now,
+    ) -> bool {
+        let mut everyone = true;
+        let mut memo = Memo::default();
+        let durable_end = self.durable_end;
+        let load = Load { record, batch: None, offset: place.offset };
+        for found in matches {
+            let Some(session) = self.sessions.get_mut(found.session) else { continue };
+            let own = found.no_local && publisher == Some(found.session);
+            if own || session.connection.is_none() {
+                continue;
+            }
+            if session.flow == Flow::Live && durable_end >= session.live_since {
+                // Everything that arrived while it was behind has been delivered.
+                session.arrivals_missed_from = None;
+            }
+            if session.flow != Flow::Live || session.arrivals_missed_from.is_some() {
+                everyone = false;
+                continue;
+            }
+            let memo = (matches.len() > 1).then_some(&mut memo);
+            if self.send_once(found, load, memo, now) == Delivered::Behind {
+                everyone = false;
+                if let Some(session) = self.sessions.get_mut(found.session) {
+                    session.fall_behind(durable_end, place.offset);
+                }
+            }
+        }
+        everyone
+    }
+
+    /// Delivers what became durable with `batch` to the sessions that are live.
+    pub(super) fn deliver_durable(&mut self, batch: &Batch, now: Now, log: &mut dyn Append) {
+        while let Some(delivery) = self.deliveries.front() {
+            if delivery.place.offset >= batch.end() {
+                return;
+            }
+            let Some(delivery) = self.deliveries.pop_front() else { return };
+            let Some((_, Entry::Record(record))) = batch.entries_at(delivery.place).next() else {
+                debug_assert!(false, "deliveries name records");
+                continue;
+            };
+            let load = Load { record: &record, batch: Some(batch), offset: delivery.place.offset };
+            let mut memo = Memo::default();
+            let many = delivery.matches.len() > 1;
+            for found in &*delivery.matches {
+                if self.is_due(found, &record, delivery.place.offset)
+                    && self.deliver(found, load, many.then_some(&mut memo), now, log) == Delivered::Behind
+                    && let Some(session) = self.sessions.get_mut(found.session)
+                {
+                    session.fall_behind(delivery.place.offset, log.end());
+                }
+            }
+        }
+    }
+
+    /// Whether a live session gets a record now that it is durable.
+    fn is_due(&self, found: &Match, record: &Record<'_>, offset: Offset) -> bool {
+        let Some(session) = self.sessions.get(found.session) else { return false };
+        let own = found.no_local && *session.client == *record.client;
+        let arrived = record.qos == Qos::AtMostOnce
+            && session.arrivals_missed_from.is_none_or(|missed_from| offset < missed_from);
+        session.flow == Flow::Live && !own && !arrived
+    }
+
+    /// Puts a session on the list of those that want to read.
+    pub(super) fn want_read(&mut self, key: Key) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            let has_work =
+                session.flow != Flow::Live || !session.resend.is_empty() || !session.retained.is_empty();
+            if has_work && !session.wants_read && session.connection.is_some() {
+                session.wants_read = true;
+                self.reads.push_back(key);
+            }
+        }
+    }
+
+    /// Lets sessions that are behind try again, after room was made where none was.
+    pub(super) fn retry_reads(&mut self) {
+        for key in self.sessions.keys() {
+            self.want_read(key);
+        }
+    }
+
+    /// How many sessions want to read now.
+    pub fn reads_waiting(&self) -> usize {
+        self.reads.len()
+    }
+
+    /// The next session that wants to read, and from which offset. The caller reads the batch that holds it and
+    /// calls [`Broker::read`], or [`Broker::read_failed`].
+    pub fn poll_read(&mut self, now: Now, log: &mut dyn Append) -> Option<(Key, Offset)> {
+        while let Some(key) = self.reads.pop_front() {
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.wants_read = false;
+            }
+            if let Some(offset) = self.next_read(key, now, log) {
+                return Some((key, offset));
+            }
+        }
+        None
+    }
+
+    /// Sends what needs no reading, then says which offset the session must read.
+    fn next_read(&mut self, key: Key, now: Now, log: &mut dyn Append) -> Option<Offset> {
+        loop {
+            let durable_end = self.durable_end;
+            let session = self.sessions.get_mut(key)?;
+            let connection = self.connections.get(session.connection?)?;
+            if !connection.greeted || connection.outbox.len() > self.limits.outgoing_bytes {
+                return None;
+            }
+            let has_room = session.window.has_room(connection.in_flight_max);
+            if let Some(&packet_id) = session.resend.front() {
+                match session.window.find(packet_id).map(|delivery| (delivery.stage, delivery.source.clone()))
+                {
+                    Some((Stage::Sent | Stage::Announced, Source::Journal(offset)))
+                        if offset < durable_end =>
+                    {
+                        return Some(offset);
+                    }
+                    // Not durable: its batch will be read when it is.
+                    Some((Stage::Sent | Stage::Announced, Source::Journal(_))) => return None,
+                    Some((Stage::Sent | Stage::Announced, Source::Retained(retained))) => {
+                        let load = Load { record: &retained.record(), batch: None, offset: Offset(0) };
+                        self.send_again(key, packet_id, load, now);
+                    }
+                    Some((Stage::Released, _)) => {
+                        if let Some(connection) = session.connection {
+                            self.send_pubrel(connection, packet_id);
+                        }
+                    }
+                    Some((Stage::Received | Stage::Done, _)) | None => {}
+                }
+                if let Some(session) = self.sessions.get_mut(key) {
+                    session.resend.pop_front();
+                }
+                continue;
+            }
+            if let Some(front) = session.retained.front() {
+                if front.gate > durable_end || (front.qos > Qos::AtMostOnce && !has_room) {
+                    return None;
+                }
+                if let Some(delivery) = session.retained.pop_front() {
+                    self.send_retained(key, &delivery, now);
+                }
+                continue;
+            }
+            return match session.flow {
+                Flow::Live => None,
+                Flow::CatchingUp(next) if next >= durable_end => {
+                    session.flow = Flow::Live;
+                    session.live_since = log.end();
+                    None
+                }
+                Flow::CatchingUp(_) if !has_room => None,
+                Flow::CatchingUp(next) => Some(next),
+            };
+        }
+    }
+
+    /// A batch for a session: it begins at the offset that [`Broker::poll_read`] named, or later if older records
+    /// were trimmed.
+    pub fn read(&mut self, key: Key, batch: &Batch, now: Now, log: &mut dyn Append) {
+        let Some(session) = self.sessions.get(key) else { return };
+        if session.resend.is_empty() {
+            self.catch_up(key, batch, now, log);
+        } else {
+            self.resend_from(key, batch, now);
+        }
+        self.want_read_if_room(key);
+    }
+
+    /// The journal could not be read for a session; its client must not believe that it has everything.
+    pub fn read_failed(&mut self, key: Key, now: Now, log: &mut dyn Append) {
+        if let Some(connection) = self.sessions.get(key).and_then(|session| session.connection) {
+            self.disconnect(connection, ReasonCode::ImplementationSpecificError, now, log);
+        }
+    }
+
+    fn want_read_if_room(&mut self, key: Key) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let Some(connection) = session.connection.and_then(|key| self.connections.get(key)) else { return };
+        let half = usize::from(connection.in_flight_max) / 2;
+        if session.window.unfinished() <= half && connection.outbox.len() <= self.limits.outgoing_bytes {
+            self.want_read(key);
+        }
+    }
+
+    fn resend_from(&mut self, key: Key, batch: &Batch, now: Now) {
+        let mut entries = batch.entries();
+        loop {
+            let Some(session) = self.sessions.get_mut(key) else { return };
+            let Some(&packet_id) = session.resend.front() else { return };
+            let offset = match session.window.find(packet_id).map(|delivery| delivery.source.clone()) {
+                Some(Source::Journal(offset)) if offset < batch.end() => offset,
+                Some(Source::Journal(_) | Source::Retained(_)) => return,
+                None => {
+                    session.resend.pop_front();
+                    continue;
+                }
+            };
+            session.resend.pop_front();
+            if entries.place().offset > offset {
+                entries = batch.entries();
+            }
+            match entries.find(|(place, _)| place.offset >= offset) {
+                Some((place, Entry::Record(record))) if place.offset == offset => {
+                    self.send_again(
+                        key,
+                        packet_id,
+                        Load { record: &record, batch: Some(batch), offset },
+                        now,
+                    );
+                }
+                Some(_) | None => {
+                    tracing::warn!(%offset, "a record was trimmed before it could be delivered again");
+                    session.window.finish(packet_id);
+                    self.stats.publishes_dropped_total += 1;
+                }
+            }
+        }
+    }
+
+    fn catch_up(&mut self, key: Key, batch: &Batch, now: Now, log: &mut dyn Append) {
+        let durable_end = self.durable_end;
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Flow::CatchingUp(mut next) = session.flow else { return };
+        if batch.base() > next {
+            let trimmed = batch.base().since(next);
+            tracing::warn!(client = %session.client, trimmed, "a session was too far behind: records were trimmed before it read them");
+            self.stats.publishes_dropped_total += trimmed;
+            next = batch.base();
+        }
+        for (place, entry) in batch.entries_from(next) {
+            if place.offset >= durable_end {
+                break;
+            }
+            if let Entry::Record(record) = entry
+                && let Some(found) = self.match_in_backlog(key, &record, place.offset)
+            {
+                let load = Load { record: &record, batch: Some(batch), offset: place.offset };
+                if self.deliver(&found, load, None, now, log) == Delivered::Behind {
+                    break;
+                }
+            }
+            next = place.offset.plus(1);
+        }
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.flow = Flow::CatchingUp(next);
+        }
+    }
+
+    /// How a record in a session's backlog matches, if it is to be delivered.
+    fn match_in_backlog(&mut self, key: Key, record: &Record<'_>, offset: Offset) -> Option<Match> {
+        let matches = self.router.matches(record.topic);
+        let index = matches.binary_search_by_key(&key, |found| found.session).ok()?;
+        let mut found = matches[index].clone();
+        let session = self.sessions.get(key)?;
+        if offset < found.since {
+            // Not all of its filters are older than the record.
+            found = Match::among(key, session.filters.iter(), record.topic, offset)?;
+        }
+        let own = found.no_local && *session.client == *record.client;
+        // What came while it was away is not kept for it at QoS 0.
+        let away = found.qos.min(record.qos) == Qos::AtMostOnce && offset < session.online_from;
+        let arrived = record.qos == Qos::AtMostOnce
+            && session.arrivals_missed_from.is_none_or(|missed_from| offset < missed_from);
+        let again = !session.announced.is_empty() && session.announced.contains(&offset);
+        (!own && !away && !arrived && !again).then_some(found)
+    }
+
+    /// Delivers a durable record to a connected session.
+    fn deliver(
+        &mut self,
+        found: &Match,
+        load: Load<'_>,
+        memo: Option<&mut Memo>,
+        now: Now,
+        log: &mut dyn Append,
+    ) -> Delivered {
+        let qos = found.qos.min(load.record.qos);
+        if qos == Qos::AtMostOnce {
+            return self.send_once(found, load, memo, now);
+        }
+        let limit = self.limits.outgoing_bytes;
+        let Some(session) = self.sessions.get_mut(found.session) else { return Delivered::Done };
+        let Some(connection) = session.connection.and_then(|key| self.connections.get(key)) else {
+            return Delivered::Behind;
+        };
+        if connection.outbox.len() > limit || !session.window.has_room(connection.in_flight_max) {
+            return Delivered::Behind;
+        }
+        let retain = load.record.retain && found.retain_as_published;
+        let wrap = Wrap { dup: false, qos, retain, packet_id: u16::MAX, identifiers: &found.identifiers };
+        let Some(expiry) = expiry_left(load.record, now.wall) else { return Delivered::Done };
+        if !fits(connection, load.record, &wrap, expiry) {
+            self.stats.publishes_dropped_total += 1;
+            return Delivered::Done;
+        }
+        let source = Source::Journal(load.offset);
+        if qos == Qos::ExactlyOnce && session.is_kept() {
+            return self.announce(found.session, source, load.offset, log);
+        }
+        let packet_id = session.window.begin(source, qos, Stage::Sent);
+        let wrap = Wrap { packet_id, ..wrap };
+        if let Some(key) = session.connection {
+            self.write_publish(key, load, &wrap, expiry, memo);
+        }
+        Delivered::Done
+    }
+
+    /// Begins a QoS 2 delivery to a kept session: the journal learns its Packet Identifier first.
+    fn announce(&mut self, key: Key, source: Source, offset: Offset, log: &mut dyn Append) -> Delivered {
+        let Some(session) = self.sessions.get_mut(key) else { return Delivered::Done };
+        let Some(connection) = session.connection else { return Delivered::Behind };
+        let packet_id = session.window.begin(source, Qos::ExactlyOnce, Stage::Announced);
+        let announced = Control::Announced { session: session.number, packet_id, offset }.encode();
+        if log.append(&Entry::Control(&announced)).is_err() {
+            session.window.finish(packet_id);
+            return Delivered::Behind;
+        }
+        session.announced.insert(offset);
+        self.gate(log.end(), connection, Release::Announced(packet_id));
+        Delivered::Done
+    }
+
+    /// The journal knows a delivery's Packet Identifier: it may be sent.
+    pub(super) fn send_announced(&mut self, key: Key, packet_id: u16) {
+        let Some(session_key) = self.connections.get(key).and_then(|connection| connection.session) else {
+            return;
+        };
+        if let Some(session) = self.sessions.get_mut(session_key) {
+            session.resend.push_back(packet_id);
+            self.want_read(session_key);
+        }
+    }
+
+    /// Sends a record at QoS 0.
+    fn send_once(&mut self, found: &Match, load: Load<'_>, memo: Option<&mut Memo>, now: Now) -> Delivered {
+        let Some(session) = self.sessions.get(found.session) else { return Delivered::Done };
+        let Some(key) = session.connection else { return Delivered::Behind };
+        let Some(connection) = self.connections.get(key) else { return Delivered::Behind };
+        if connection.outbox.len() > self.limits.outgoing_bytes {
+            return Delivered::Behind;
+        }
+        let retain = load.record.retain && found.retain_as_published;
+        let wrap =
+            Wrap { dup: false, qos: Qos::AtMostOnce, retain, packet_id: 0, identifiers: &found.identifiers };
+        let Some(expiry) = expiry_left(load.record, now.wall) else { return Delivered::Done };
+        if fits(connection, load.record, &wrap, expiry) {
+            self.write_publish(key, load, &wrap, expiry, memo);
+        } else {
+            self.stats.publishes_dropped_total += 1;
+        }
+        Delivered::Done
+    }
+
+    /// Sends a delivery in flight with the Packet Identifier it has.
+    fn send_again(&mut self, key: Key, packet_id: u16, load: Load<'_>, now: Now) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(connection) = session.connection else { return };
+        let Some(delivery) = session.window.find(packet_id) else { return };
+        let dup = delivery.stage == Stage::Sent;
+        delivery.stage = Stage::Sent;
+        let qos = delivery.qos;
+        let from_store = matches!(delivery.source, Source::Retained(_));
+        let found = Match::among(key, session.filters.iter(), load.record.topic, Offset(u64::MAX));
+        let as_published = found.as_ref().is_some_and(|found| found.retain_as_published);
+        let retain = from_store || (load.record.retain && as_published);
+        let identifiers = found.as_ref().map_or(&[][..], |found| &found.identifiers);
+        // One that has begun is completed even if it has expired meanwhile: the client may have it already.
+        let expiry = expiry_left(load.record, now.wall).unwrap_or(Some(0));
+        self.write_publish(
+            connection,
+            load,
+            &Wrap { dup, qos, retain, packet_id, identifiers },
+            expiry,
+            None,
+        );
+    }
+
+    fn send_retained(&mut self, key: Key, delivery: &RetainedDelivery, now: Now) {
+        let record = delivery.retained.record();
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(connection_key) = session.connection else { return };
+        let Some(connection) = self.connections.get(connection_key) else { return };
+        let identifiers = delivery.identifier.as_slice();
+        let wrap = Wrap { dup: false, qos: delivery.qos, retain: true, packet_id: u16::MAX, identifiers };
+        let Some(expiry) = expiry_left(&record, now.wall) else { return };
+        if !fits(connection, &record, &wrap, expiry) {
+            self.stats.publishes_dropped_total += 1;
+            return;
+        }
+        let packet_id = match delivery.qos {
+            Qos::AtMostOnce => 0,
+            // A crash forgets that it was sent; the client then subscribes again and gets it again.
+            Qos::AtLeastOnce | Qos::ExactlyOnce => {
+                session.window.begin(Source::Retained(delivery.retained.clone()), delivery.qos, Stage::Sent)
+            }
+        };
+        let load = Load { record: &record, batch: None, offset: Offset(0) };
+        self.write_publish(connection_key, load, &Wrap { packet_id, ..wrap }, expiry, None);
+    }
+
+    /// Sends PUBREL: what it says can no longer be undone by a crash.
+    pub(super) fn send_pubrel(&mut self, key: Key, packet_id: u16) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let version = connection.version;
+        let session = connection.session.and_then(|session| self.sessions.get_mut(session));
+        let Some(delivery) = session.and_then(|session| session.window.find(packet_id)) else { return };
+        delivery.stage = Stage::Released;
+        encode::pubrel(self.outbox(key), version, packet_id, ReasonCode::Success);
+        self.stats.packets_out_total += 1;
+    }
+
+    fn write_publish(
+        &mut self,
+        key: Key,
+        load: Load<'_>,
+        wrap: &Wrap<'_>,
+        expiry: Option<u32>,
+        memo: Option<&mut Memo>,
+    ) {
+        let _ = self.outbox(key);
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let version = connection.version;
+        self.stats.publishes_out_total += 1;
+        self.stats.packets_out_total += 1;
+        let outbox = &mut connection.outbox;
+        match memo {
+            Some(memo) if wrap.identifiers.is_empty() && load.record.payload.len() < SHARED_BYTES_MIN => {
+                memo.write(outbox, version, load.record, wrap, expiry);
+            }
+            Some(_) | None => encode_publish(outbox, version, load, wrap, expiry),
+        }
+    }
+
+    pub(super) fn handle_puback(&mut self, key: Key, ack: &Ack<'_>, now: Now, log: &mut dyn Append) {
+        let Some((session, _)) = self.delivery(key, ack.packet_id, Qos::AtLeastOnce, now, log) else {
+            return;
+        };
+        session.window.finish(ack.packet_id);
+        self.progressed(key);
+    }
+
+    pub(super) fn handle_pubrec(&mut self, key: Key, ack: &Ack<'_>, now: Now, log: &mut dyn Append) {
+        let Some((session, version)) = self.delivery(key, ack.packet_id, Qos::ExactlyOnce, now, log) else {
+            self.answer_unknown_pubrec(key, ack.packet_id);
+            return;
+        };
+        let (kept, number) = (session.is_kept(), session.number);
+        if version.is_v5() && ack.reason.as_u8() >= 0x80 {
+            // The client will not take it: the delivery is over [MQTT-4.3.3-4].
+            self.complete(key, ack.packet_id, log);
+            return;
+        }
+        let Some(delivery) = session.window.find(ack.packet_id) else { return };
+        match delivery.stage {
+            Stage::Received | Stage::Announced | Stage::Done => {}
+            Stage::Released => self.send_pubrel(key, ack.packet_id),
+            Stage::Sent if kept && matches!(delivery.source, Source::Journal(_)) => {
+                delivery.stage = Stage::Received;
+                let received = Control::Received { session: number, packet_id: ack.packet_id }.encode();
+                if log.append(&Entry::Control(&received)).is_err() {
+                    // The client sends PUBREC again when it reconnects.
+                    delivery.stage = Stage::Sent;
+                    self.disconnect(key, ReasonCode::ImplementationSpecificError, now, log);
+                    return;
+                }
+                self.gate(log.end(), key, Release::PubRel(ack.packet_id));
+            }
+            Stage::Sent => self.send_pubrel(key, ack.packet_id),
+        }
+    }
+
+    fn answer_unknown_pubrec(&mut self, key: Key, packet_id: u16) {
+        let Some(connection) = self.connections.get(key) else { return };
+        if connection.session.is_some() {
+            let version = connection.version;
+            encode::pubrel(self.outbox(key), version, packet_id, ReasonCode::PacketIdentifierNotFound);
+            self.stats.packets_out_total += 1;
+        }
+    }
+
+    pub(super) fn handle_pubcomp(&mut self, key: Key, ack: &Ack<'_>, now: Now, log: &mut dyn Append) {
+        if self.delivery(key, ack.packet_id, Qos::ExactlyOnce, now, log).is_some() {
+            self.complete(key, ack.packet_id, log);
+        }
+    }
+
+    fn complete(&mut self, key: Key, packet_id: u16, log: &mut dyn Append) {
+        let Some(session_key) = self.connections.get(key).and_then(|connection| connection.session) else {
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(session_key) else { return };
+        let journaled = session
+            .window
+            .find(packet_id)
+            .is_some_and(|delivery| matches!(delivery.source, Source::Journal(_)));
+        session.window.finish(packet_id);
+        if session.is_kept() && journaled {
+            // Lost with a crash, it costs a PUBREL that the client answers again.
+            let completed = Control::Completed { session: session.number, packet_id }.encode();
+            let _ = log.append(&Entry::Control(&completed));
+        }
+        self.progressed(key);
+    }
+
+    /// The session of a connection, if `packet_id` is in flight there at `qos`. An acknowledgement of the wrong
+    /// kind is a protocol error; one of something unknown is left alone.
+    fn delivery(
+        &mut self,
+        key: Key,
+        packet_id: u16,
+        qos: Qos,
+        now: Now,
+        log: &mut dyn Append,
+    ) -> Option<(&mut Session, Version)> {
+        let connection = self.connections.get(key)?;
+        let (session_key, version) = (connection.session?, connection.version);
+        let found = self.sessions.get_mut(session_key)?.window.find(packet_id)?.qos;
+        if found != qos {
+            self.stats.protocol_errors_total += 1;
+            self.disconnect(key, ReasonCode::ProtocolError, now, log);
+            return None;
+        }
+        Some((self.sessions.get_mut(session_key)?, version))
+    }
+
+    fn progressed(&mut self, key: Key) {
+        let Some(session_key) = self.connections.get(key).and_then(|connection| connection.session) else {
+            return;
+        };
+        if let Some(session) = self.sessions.get_mut(session_key) {
+            session.progressed = true;
+            self.want_read_if_room(session_key);
+        }
+    }
+}
+
+impl Memo {
+    fn write(
+        &mut self,
+        outbox: &mut Outbox,
+        version: Version,
+        record: &Record<'_>,
+        wrap: &Wrap<'_>,
+        expiry: Option<u32>,
+    ) {
+        let kind = (version.is_v5(), wrap.qos, wrap.retain);
+        if self.kind != Some(kind) {
+            self.kind = Some(kind);
+            self.bytes.clear();
+            let head = head(version, record, wrap, expiry);
+            self.packet_id_at = encode::publish(&mut self.bytes, version, &head, record.payload);
+        }
+        let own = outbox.own();
+        let packet_id_at = own.len() + self.packet_id_at;
+        own.extend_from_slice(&self.bytes);
+        if wrap.qos > Qos::AtMostOnce {
+            own[packet_id_at..packet_id_at + 2].copy_from_slice(&wrap.packet_id.to_be_bytes());
+        }
+    }
+}
+
+fn encode_publish(
+    outbox: &mut Outbox,
+    version: Version,
+    load: Load<'_>,
+    wrap: &Wrap<'_>,
+    expiry: Option<u32>,
+) {
+    let head = head(version, load.record, wrap, expiry);
+    match load.batch {
+        Some(batch) if load.record.payload.len() >= SHARED_BYTES_MIN => {
+            encode::publish_head(outbox.own(), version, &head);
+            outbox.share(batch.share(load.record.payload));
+        }
+        Some(_) | None => {
+            encode::publish(outbox.own(), version, &head, load.record.payload);
+        }
+    }
+}
+
+fn head<'a>(version: Version, record: &Record<'a>, wrap: &Wrap<'a>, expiry: Option<u32>) -> PublishHead<'a> {
+    PublishHead {
+        dup: wrap.dup,
+        qos: wrap.qos,
+        retain: wrap.retain,
+        packet_id: wrap.packet_id,
+        topic: record.topic.as_str(),
+        properties: if version.is_v5() { record.properties } else { Properties::NONE },
+        message_expiry: expiry,
+        subscription_ids: wrap.identifiers,
+        topic_alias: None,
+        payload_bytes: record.payload.len(),
+    }
+}
+
+/// Seconds left to deliver `record`, if they are counted; `None` when they are over [MQTT-3.3.2-5]
+/// [MQTT-3.3.2-6].
+fn expiry_left(record: &Record<'_>, now: Timestamp) -> Option<Option<u32>> {
+    if record.properties.is_empty() {
+        return Some(None);
+    }
+    let Some(seconds) = record.properties.message_expiry() else { return Some(None) };
+    let waited = u32::try_from(now.0.saturating_sub(record.time.0) / 1_000).unwrap_or(u32::MAX);
+    if waited >= seconds.max(1) { None } else { Some(Some(seconds.saturating_sub(waited))) }
+}
+
+/// Whether the client takes a packet of this size [MQTT-3.1.2-24]; one it does not take counts as delivered
+/// [MQTT-3.1.2-25].
+fn fits(connection: &Connection, record: &Record<'_>, wrap: &Wrap<'_>, expiry: Option<u32>) -> bool {
+    connection.packet_bytes_max == usize::MAX
+        || head(connection.version, record, wrap, expiry).packet_bytes(connection.version)
+            <= connection.packet_bytes_max
+}

@@ -1,0 +1,182 @@
+//! Publishes coming in, from clients, from Wills and from other parts of the appliance.
+
+use std::sync::Arc;
+
+use super::{Broker, Delivery, Release, TOPIC_ALIASES_MAX, Taken};
+use crate::broker::Now;
+use crate::mqtt::{Ack, Publish, ReasonCode};
+use crate::record::{Append, Appended, Entry, Qos, Record, Refused};
+use crate::session::control::Control;
+use crate::slots::Key;
+use crate::topic::TopicName;
+
+impl Broker {
+    pub(super) fn handle_publish(
+        &mut self,
+        key: Key,
+        publish: &Publish<'_>,
+        now: Now,
+        log: &mut dyn Append,
+    ) -> Taken {
+        let alias = match self.resolve_alias(key, publish) {
+            Ok(alias) => alias,
+            Err(reason) => {
+                self.stats.protocol_errors_total += 1;
+                self.disconnect(key, reason, now, log);
+                return Taken::Taken;
+            }
+        };
+        let Some(connection) = self.connections.get(key) else { return Taken::Taken };
+        let Some(session_key) = connection.session else { return Taken::Taken };
+        let version = connection.version;
+        let over = version.is_v5() && connection.unacknowledged >= self.limits.receive_maximum;
+        if publish.qos > Qos::AtMostOnce && over {
+            self.stats.protocol_errors_total += 1;
+            self.disconnect(key, ReasonCode::ReceiveMaximumExceeded, now, log);
+            return Taken::Taken;
+        }
+        let Some(session) = self.sessions.get(session_key) else { return Taken::Taken };
+        if publish.qos == Qos::ExactlyOnce && session.unreleased.contains(&publish.packet_id) {
+            // It is here already, though perhaps not on disk yet [MQTT-4.3.3-10].
+            self.gate(log.end(), key, Release::PubRec(publish.packet_id, ReasonCode::Success));
+            return Taken::Taken;
+        }
+        let client = Arc::clone(&session.client);
+        let mut scratch = Vec::new();
+        let record = Record {
+            time: now.wall,
+            client: &client,
+            topic: TopicName::trusted(alias.as_deref().unwrap_or(publish.topic)),
+            properties: publish.travelling(&mut scratch),
+            payload: publish.payload,
+            qos: publish.qos,
+            retain: publish.retain,
+            packet_id: publish.packet_id,
+        };
+        let outcome = self.publish(session_key, &record, now, log);
+        self.acknowledge(key, publish, outcome, now, log)
+    }
+
+    fn acknowledge(
+        &mut self,
+        key: Key,
+        publish: &Publish<'_>,
+        outcome: Result<Appended, Refused>,
+        now: Now,
+        log: &mut dyn Append,
+    ) -> Taken {
+        let Some(connection) = self.connections.get_mut(key) else { return Taken::Taken };
+        let (gate, reason) = match outcome {
+            Ok(place) => (place.offset.plus(1), ReasonCode::Success),
+            Err(refused) => {
+                self.stats.publishes_refused_total += 1;
+                let can_tell = connection.version.is_v5() && publish.qos > Qos::AtMostOnce;
+                match refused {
+                    Refused::Full if can_tell => (log.end(), ReasonCode::QuotaExceeded),
+                    Refused::Full => {
+                        connection.held = true;
+                        self.held.push(key);
+                        return Taken::NotNow;
+                    }
+                    Refused::Failed if can_tell => (log.end(), ReasonCode::ImplementationSpecificError),
+                    Refused::Failed => {
+                        self.disconnect(key, ReasonCode::ImplementationSpecificError, now, log);
+                        return Taken::Taken;
+                    }
+                }
+            }
+        };
+        let release = match publish.qos {
+            Qos::AtMostOnce => return Taken::Taken,
+            Qos::AtLeastOnce => Release::PubAck(publish.packet_id, reason),
+            Qos::ExactlyOnce => Release::PubRec(publish.packet_id, reason),
+        };
+        connection.unacknowledged += 1;
+        if publish.qos == Qos::ExactlyOnce && reason == ReasonCode::Success {
+            let session = connection.session.and_then(|session| self.sessions.get_mut(session));
+            if let Some(session) = session {
+                session.unreleased.insert(publish.packet_id);
+            }
+        }
+        // What a refusal depends on is durable when the publishes before it are: order is kept.
+        self.gate(gate, key, release);
+        Taken::Taken
+    }
+
+    fn resolve_alias(&mut self, key: Key, publish: &Publish<'_>) -> Result<Option<Arc<str>>, ReasonCode> {
+        let Some(alias) = publish.topic_alias else { return Ok(None) };
+        let Some(connection) = self.connections.get_mut(key) else { return Ok(None) };
+        if alias > TOPIC_ALIASES_MAX {
+            return Err(ReasonCode::TopicAliasInvalid);
+        }
+        let index = usize::from(alias) - 1;
+        if publish.topic.is_empty() {
+            let known = connection.aliases.get(index).cloned().flatten();
+            return known.map(Some).ok_or(ReasonCode::ProtocolError);
+        }
+        if connection.aliases.len() <= index {
+            connection.aliases.resize(index + 1, None);
+        }
+        connection.aliases[index] = Some(publish.topic.into());
+        Ok(None)
+    }
+
+    /// Takes a record in: into the journal, the retained store, and on its way to whoever subscribed.
+    pub(super) fn publish(
+        &mut self,
+        publisher: Key,
+        record: &Record<'_>,
+        now: Now,
+        log: &mut dyn Append,
+    ) -> Result<Appended, Refused> {
+        let place = log.append(&Entry::Record(*record))?;
+        self.stats.publishes_in_total += 1;
+        if record.retain {
+            self.retained.set(record);
+        }
+        let matches = self.router.matches(record.topic);
+        if matches.is_empty() {
+            return Ok(place);
+        }
+        let arrived = record.qos == Qos::AtMostOnce
+            && self.deliver_on_arrival(Some(publisher), record, place, &matches, now);
+        if !arrived {
+            self.deliveries.push_back(Delivery { place, matches });
+        }
+        Ok(place)
+    }
+
+    /// Publishes for another part of the appliance. [`Broker::poll_local`] says by `token` when it is durable.
+    pub fn publish_local(&mut self, token: u64, record: &Record<'_>, now: Now, log: &mut dyn Append) {
+        // No session has the key of a connection that was never opened, so No Local excludes nobody.
+        let nobody = Key::NONE;
+        match self.publish(nobody, record, now, log) {
+            Ok(place) => {
+                self.gate(place.offset.plus(1), nobody, Release::Local(token, place.offset));
+            }
+            Err(refused) => {
+                self.stats.publishes_refused_total += 1;
+                self.local_done.push_back((token, Err(refused)));
+            }
+        }
+    }
+
+    pub(super) fn handle_pubrel(&mut self, key: Key, ack: &Ack<'_>, now: Now, log: &mut dyn Append) {
+        let Some(session_key) = self.connections.get(key).and_then(|connection| connection.session) else {
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(session_key) else { return };
+        let known = session.unreleased.remove(&ack.packet_id);
+        if known && session.is_kept() {
+            let released = Control::Released { session: session.number, packet_id: ack.packet_id }.encode();
+            if log.append(&Entry::Control(&released)).is_err() {
+                // Without the entry the identifier would count as used after a crash; the client must ask again.
+                session.unreleased.insert(ack.packet_id);
+                self.disconnect(key, ReasonCode::ImplementationSpecificError, now, log);
+                return;
+            }
+        }
+        let reason = if known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };
+        self.gate(log.end(), key, Release::PubComp(ack.packet_id, reason));
+    }
+}

@@ -1,0 +1,591 @@
+//! The shard's loop: wait, read, decide, hand to the journal, release what is durable, write.
+//!
+//! Each round deals with everything that is ready as one batch: one read per readable socket, one hand-over to
+//! the journal, one write per connection that has something to say.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::IpAddr;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use foldhash::HashMap;
+use mio::event::Event;
+use mio::net::TcpListener;
+use mio::{Events, Interest, Poll, Token};
+
+use super::checkpoint;
+use super::clock::Clock;
+use super::socket::{ReadOutcome, Socket};
+use super::{Command, Done, LocalPublish, Options, PublishError, StartError, Stats};
+use crate::broker::{Broker, Now, Received};
+use crate::journal::{Appender, Cursor, Journal, Reader, StartAt, Storage};
+use crate::record::{Append, Offset, Properties, Record, Refused};
+use crate::slots::Key;
+use crate::topic::TopicName;
+
+pub(super) const LISTENER: Token = Token(usize::MAX - 1);
+pub(super) const WAKER: Token = Token(usize::MAX - 2);
+
+/// What one read can bring: the batch size of a busy connection.
+const READ_BYTES: usize = 256 * 1_024;
+/// Accepted and not yet durable; above it nothing is read from clients until the journal has caught up.
+const BACKLOG_BYTES_MAX: usize = 16 << 20;
+/// Batches read for sessions that are behind, per round.
+const READS_PER_ROUND: usize = 64;
+/// Connections accepted per round.
+const ACCEPTS_PER_ROUND: usize = 256;
+/// How long a connection that was told to end may take to close its side.
+const LINGER: Duration = Duration::from_secs(2);
+/// How often the journal is asked for room while connections are held back.
+const ROOM_INTERVAL: Duration = Duration::from_millis(50);
+/// Statistics are published this often.
+const STATS_INTERVAL: Duration = Duration::from_millis(100);
+/// A checkpoint is taken after so many journal entries ...
+const CHECKPOINT_ENTRIES: u64 = 1_000_000;
+/// ... or after this time, if there was any entry,
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
+/// and not more often than this.
+const CHECKPOINT_INTERVAL_MIN: Duration = Duration::from_secs(2);
+/// The name of the cursor that holds what a restart needs.
+const CURSOR: &str = "sessions";
+
+pub(super) struct Shard {
+    poll: Poll,
+    listener: Option<TcpListener>,
+    accepting: bool,
+    broker: Broker,
+    journal: Journal,
+    appender: Appender,
+    reader: Reader,
+    /// By the index of the connection's key.
+    sockets: Vec<Option<Socket>>,
+    ready: VecDeque<Key>,
+    lingering: VecDeque<Key>,
+    buffer: Box<[u8]>,
+    commands: Receiver<Command>,
+    local: HashMap<u64, Done>,
+    next_token: u64,
+    clock: Clock,
+    stats: Arc<Mutex<Stats>>,
+    stats_at: Duration,
+    checkpoints: Checkpoints,
+    journal_failed: bool,
+}
+
+struct Checkpoints {
+    storage: Arc<dyn Storage>,
+    cursor: Cursor,
+    last: Offset,
+    last_at: Duration,
+    /// Taken, and waiting until every entry before its offset is durable.
+    waiting: Option<(Offset, Offset, Vec<u8>)>,
+    /// Being written by a thread of its own, with the position that the cursor may move to after it.
+    writing: Option<(Offset, std::thread::JoinHandle<io::Result<()>>)>,
+}
+
+impl Shard {
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn new(
+        poll: Poll,
+        listener: TcpListener,
+        options: Options,
+        journal: Journal,
+        mut appender: Appender,
+        storage: Arc<dyn Storage>,
+        commands: Receiver<Command>,
+        stats: Arc<Mutex<Stats>>,
+    ) -> Result<Self, StartError> {
+        let clock = Clock::start();
+        let cursor = journal
+            .cursor(CURSOR, StartAt::Oldest)
+            .map_err(|error| StartError::Restore(error.to_string()))?;
+        let (broker, from) = restore(&options, &journal, &mut appender, &storage, clock.now())?;
+        let reader = journal.reader(journal.durable_end());
+        Ok(Self {
+            poll,
+            listener: Some(listener),
+            accepting: false,
+            broker,
+            journal,
+            appender,
+            reader,
+            sockets: Vec::new(),
+            ready: VecDeque::new(),
+            lingering: VecDeque::new(),
+            buffer: vec![0; READ_BYTES].into_boxed_slice(),
+            commands,
+            local: HashMap::default(),
+            next_token: 0,
+            clock,
+            stats,
+            stats_at: Duration::ZERO,
+            checkpoints: Checkpoints {
+                storage,
+                cursor,
+                last: from,
+                last_at: Duration::ZERO,
+                waiting: None,
+                writing: None,
+            },
+            journal_failed: false,
+        })
+    }
+
+    pub(super) fn run(mut self) {
+        let mut events = Events::with_capacity(4_096);
+        loop {
+            let timeout = self.timeout(self.clock.now());
+            if let Err(error) = self.poll.poll(&mut events, timeout)
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, "cannot wait for the network; the broker stops");
+                return;
+            }
+            let now = self.clock.now();
+            for event in &events {
+                self.note(event);
+            }
+            if let Some(deadline) = self.take_commands(now) {
+                self.drain(deadline);
+                return;
+            }
+            self.round(now);
+        }
+    }
+
+    /// One round, after the events are noted.
+    fn round(&mut self, now: Now) {
+        self.accept(now);
+        self.read_ready(now);
+        self.appender.submit();
+        self.take_durable(now);
+        self.serve_reads(now);
+        self.broker.handle_timeout(now, &mut self.appender);
+        self.appender.submit();
+        self.finish_local();
+        self.write_output(now);
+        self.end_lingering(now);
+        self.check_journal(now);
+        self.checkpoint(now);
+        if now.monotonic >= self.stats_at {
+            self.stats_at = now.monotonic + STATS_INTERVAL;
+            *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.broker.stats();
+        }
+    }
+
+    fn timeout(&self, now: Now) -> Option<Duration> {
+        let may_read = self.appender.backlog_bytes() < BACKLOG_BYTES_MAX;
+        if (may_read && !self.ready.is_empty()) || self.broker.reads_waiting() > 0 || self.accepting {
+            return Some(Duration::ZERO);
+        }
+        let mut wait =
+            self.broker.poll_timeout().map_or(STATS_INTERVAL, |at| at.saturating_sub(now.monotonic));
+        if self.broker.is_holding() || !self.lingering.is_empty() {
+            wait = wait.min(ROOM_INTERVAL);
+        }
+        // Statistics and checkpoints must not wait for ever.
+        Some(wait.min(Duration::from_secs(1)))
+    }
+
+    fn note(&mut self, event: &Event) {
+        match event.token() {
+            LISTENER => self.accepting = true,
+            WAKER => {}
+            Token(index) => {
+                let Some(Some(socket)) = self.sockets.get_mut(index) else { return };
+                let key = socket.key;
+                if (event.is_readable() || event.is_read_closed() || event.is_error()) && !socket.in_ready {
+                    socket.readable = true;
+                    if !socket.held {
+                        socket.in_ready = true;
+                        self.ready.push_back(key);
+                    }
+                }
+                if event.is_writable() {
+                    self.broker.want_output(key);
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self, now: Now) {
+        if !self.accepting {
+            return;
+        }
+        for _ in 0..ACCEPTS_PER_ROUND {
+            let Some(listener) = &self.listener else { return };
+            match listener.accept() {
+                Ok((stream, peer)) => self.admit(stream, peer.ip(), now),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.accepting = false;
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        // Usually too many open files: accept tries again when the next client comes.
+                        tracing::warn!(%error, "cannot accept a connection; raise the limit of open files if this goes on");
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, mut stream: mio::net::TcpStream, peer: IpAddr, now: Now) {
+        let Some(key) = self.broker.open(peer, now) else { return };
+        // Acknowledgements must not wait for each other.
+        let _ = stream.set_nodelay(true);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self.poll.registry().register(&mut stream, Token(key.index()), interest) {
+            tracing::warn!(%error, "cannot watch a connection");
+            self.broker.closed(key, now, &mut self.appender);
+            return;
+        }
+        if self.sockets.len() <= key.index() {
+            self.sockets.resize_with(key.index() + 1, || None);
+        }
+        self.sockets[key.index()] = Some(Socket::new(key, stream));
+    }
+
+    fn socket(&mut self, key: Key) -> Option<&mut Socket> {
+        self.sockets.get_mut(key.index())?.as_mut().filter(|socket| socket.key == key)
+    }
+
+    /// Reads once from every socket that is readable.
+    fn read_ready(&mut self, now: Now) {
+        for _ in 0..self.ready.len() {
+            if self.appender.backlog_bytes() >= BACKLOG_BYTES_MAX {
+                return;
+            }
+            let Some(key) = self.ready.pop_front() else { return };
+            self.read_one(key, now);
+            if let Some(socket) = self.socket(key) {
+                socket.in_ready = socket.readable && !socket.held;
+                if socket.in_ready {
+                    self.ready.push_back(key);
+                }
+            }
+        }
+    }
+
+    fn read_one(&mut self, key: Key, now: Now) {
+        let Some(Some(socket)) = self.sockets.get_mut(key.index()) else { return };
+        if socket.key != key {
+            return;
+        }
+        if socket.closes_at.is_some() {
+            socket.readable = false;
+            if socket.discard(&mut self.buffer) {
+                self.remove(key, now);
+            }
+            return;
+        }
+        match socket.read(&mut self.buffer) {
+            ReadOutcome::Nothing => {}
+            ReadOutcome::Closed => self.remove(key, now),
+            ReadOutcome::Unread => self.receive_unread(key, now),
+            ReadOutcome::Shared(bytes) => {
+                let received = self.broker.receive(key, &self.buffer[..bytes], now, &mut self.appender);
+                match received {
+                    Received::More { consumed, needed } => {
+                        socket.keep(&self.buffer[consumed..bytes], needed);
+                    }
+                    Received::Held { consumed } => {
+                        socket.keep(&self.buffer[consumed..bytes], None);
+                        socket.held = true;
+                    }
+                    Received::Closing => socket.unread = Vec::new(),
+                }
+            }
+        }
+    }
+
+    fn receive_unread(&mut self, key: Key, now: Now) {
+        let Some(Some(socket)) = self.sockets.get_mut(key.index()) else { return };
+        match self.broker.receive(key, &socket.unread, now, &mut self.appender) {
+            Received::More { consumed, needed } => socket.consume_unread(consumed, needed),
+            Received::Held { consumed } => {
+                socket.consume_unread(consumed, None);
+                socket.held = true;
+            }
+            Received::Closing => socket.unread = Vec::new(),
+        }
+    }
+
+    fn take_durable(&mut self, now: Now) {
+        while let Some(batch) = self.appender.take_durable() {
+            self.broker.durable(&batch, now, &mut self.appender);
+        }
+    }
+
+    fn serve_reads(&mut self, now: Now) {
+        for _ in 0..READS_PER_ROUND {
+            let Some((key, offset)) = self.broker.poll_read(now, &mut self.appender) else { return };
+            self.reader.seek(offset);
+            match self.reader.next() {
+                Ok(Some(batch)) => self.broker.read(key, &batch, now, &mut self.appender),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(%offset, %error, "the journal cannot be read for a session; its client is disconnected");
+                    self.broker.read_failed(key, now, &mut self.appender);
+                }
+            }
+        }
+    }
+
+    fn write_output(&mut self, now: Now) {
+        while let Some(key) = self.broker.poll_output() {
+            let Some((outbox, closing)) = self.broker.output(key) else { continue };
+            let Some(Some(socket)) = self.sockets.get_mut(key.index()) else { continue };
+            if socket.key != key {
+                continue;
+            }
+            match socket.write(outbox) {
+                Ok(bytes) => {
+                    let flushed = outbox.is_empty();
+                    if bytes > 0 {
+                        self.broker.written(key, bytes);
+                    }
+                    if closing && socket.closes_at.is_none() {
+                        socket.closes_at = Some(now.monotonic + LINGER);
+                        self.lingering.push_back(key);
+                    }
+                    if closing && flushed {
+                        // The client reads what was sent, then sees the end; closing at once could lose it.
+                        let _ = socket.stream.shutdown(std::net::Shutdown::Write);
+                        if socket.discard(&mut self.buffer) {
+                            self.remove(key, now);
+                        }
+                    }
+                }
+                Err(_) => self.remove(key, now),
+            }
+        }
+    }
+
+    fn end_lingering(&mut self, now: Now) {
+        while let Some(&key) = self.lingering.front() {
+            let due =
+                self.socket(key).and_then(|socket| socket.closes_at).is_none_or(|at| at <= now.monotonic);
+            if !due {
+                return;
+            }
+            self.lingering.pop_front();
+            self.remove(key, now);
+        }
+    }
+
+    fn remove(&mut self, key: Key, now: Now) {
+        if let Some(place) = self.sockets.get_mut(key.index())
+            && let Some(mut socket) = place.take_if(|socket| socket.key == key)
+        {
+            let _ = self.poll.registry().deregister(&mut socket.stream);
+            self.broker.closed(key, now, &mut self.appender);
+        }
+    }
+
+    fn take_commands(&mut self, now: Now) -> Option<Duration> {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Drain(deadline) => return Some(deadline),
+                Command::Publish(publish, done) => self.publish_local(publish, done, now),
+            }
+        }
+        None
+    }
+
+    fn publish_local(&mut self, publish: LocalPublish, done: Done, now: Now) {
+        let topic = match TopicName::new(&publish.topic) {
+            Ok(topic) => topic,
+            Err(error) => return done(Err(error.into())),
+        };
+        let token = self.next_token;
+        self.next_token += 1;
+        self.local.insert(token, done);
+        let record = Record {
+            time: now.wall,
+            client: &publish.client,
+            topic,
+            properties: Properties::from_encoded(&publish.properties),
+            payload: &publish.payload,
+            qos: publish.qos,
+            retain: publish.retain,
+            packet_id: 0,
+        };
+        self.broker.publish_local(token, &record, now, &mut self.appender);
+    }
+
+    fn finish_local(&mut self) {
+        while let Some((token, outcome)) = self.broker.poll_local() {
+            if let Some(done) = self.local.remove(&token) {
+                done(outcome.map_err(PublishError::from));
+            }
+        }
+    }
+
+    fn check_journal(&mut self, now: Now) {
+        match self.appender.refused() {
+            None if self.broker.is_holding() => {
+                self.broker.handle_room();
+                while let Some(key) = self.broker.poll_resumed() {
+                    self.resume(key, now);
+                }
+            }
+            Some(Refused::Failed) if !self.journal_failed => {
+                self.journal_failed = true;
+                let why = self.journal.status().failed.unwrap_or_default();
+                tracing::error!(%why, "the journal has failed and accepts nothing more: mend the disk, then restart");
+                self.broker.journal_failed(now, &mut self.appender);
+            }
+            None | Some(Refused::Full | Refused::Failed) => {}
+        }
+    }
+
+    /// Offers the bytes of a connection that was held back again.
+    fn resume(&mut self, key: Key, now: Now) {
+        let Some(socket) = self.socket(key) else { return };
+        socket.held = false;
+        self.receive_unread(key, now);
+        if let Some(socket) = self.socket(key)
+            && !socket.held
+            && !socket.in_ready
+        {
+            socket.in_ready = true;
+            self.ready.push_back(key);
+        }
+    }
+
+    /// Takes a checkpoint when it is time, writes it when everything before it is durable, and lets the journal
+    /// trim what it makes superfluous.
+    fn checkpoint(&mut self, now: Now) {
+        let durable_end = self.broker.durable_end();
+        let checkpoints = &mut self.checkpoints;
+        if let Some((position, thread)) = checkpoints.writing.take_if(|(_, thread)| thread.is_finished()) {
+            match thread.join() {
+                Ok(Ok(())) => checkpoints.cursor.advance(position),
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "the checkpoint cannot be written; the journal is kept until it can")
+                }
+                Err(_) => tracing::error!("the thread that writes the checkpoint has failed"),
+            }
+        }
+        if let Some((_, position, body)) = checkpoints
+            .waiting
+            .take_if(|(offset, ..)| *offset <= durable_end && checkpoints.writing.is_none())
+        {
+            let storage = Arc::clone(&checkpoints.storage);
+            let write = move || checkpoint::write(&storage, &body);
+            match std::thread::Builder::new().name("checkpoint".into()).spawn(write) {
+                Ok(thread) => checkpoints.writing = Some((position, thread)),
+                Err(error) => {
+                    tracing::error!(%error, "the checkpoint cannot be written; the journal is kept until it can")
+                }
+            }
+        }
+        let end = self.appender.end();
+        let since = now.monotonic.saturating_sub(checkpoints.last_at);
+        let entries = end.since(checkpoints.last);
+        let due = since >= CHECKPOINT_INTERVAL_MIN
+            && (entries >= CHECKPOINT_ENTRIES || (entries > 0 && since >= CHECKPOINT_INTERVAL));
+        if due && checkpoints.waiting.is_none() && !self.journal_failed {
+            let position = self.broker.lowest_position().map_or(end, |lowest| lowest.min(end));
+            checkpoints.waiting = Some((end, position, self.broker.checkpoint(end)));
+            checkpoints.last = end;
+            checkpoints.last_at = now.monotonic;
+        }
+    }
+
+    /// Ends in order: no new clients, the old ones told, everything accepted durable, the state saved.
+    fn drain(mut self, deadline: Duration) {
+        self.listener = None;
+        let give_up = self.clock.now().monotonic + deadline;
+        let mut events = Events::with_capacity(1_024);
+        // What clients had sent already is taken in and acknowledged before they are told to go.
+        let now = self.clock.now();
+        self.read_ready(now);
+        self.settle(&mut events, give_up);
+        let now = self.clock.now();
+        self.broker.drain(now, &mut self.appender);
+        self.settle(&mut events, give_up);
+        while self.sockets.iter().any(Option::is_some) && self.clock.now().monotonic < give_up {
+            self.wait(&mut events);
+            self.round(self.clock.now());
+        }
+        self.save_last_checkpoint();
+        while let Ok(command) = self.commands.try_recv() {
+            if let Command::Publish(_, done) = command {
+                done(Err(PublishError::Stopped));
+            }
+        }
+        for (_, done) in self.local.drain() {
+            done(Err(PublishError::Stopped));
+        }
+    }
+
+    fn wait(&mut self, events: &mut Events) {
+        if self.poll.poll(events, Some(Duration::from_millis(10))).is_ok() {
+            for event in &*events {
+                self.note(event);
+            }
+        }
+    }
+
+    /// Goes round until everything accepted is durable.
+    fn settle(&mut self, events: &mut Events, give_up: Duration) {
+        self.round(self.clock.now());
+        while self.broker.durable_end() < self.appender.end()
+            && !self.journal_failed
+            && self.clock.now().monotonic < give_up
+        {
+            self.wait(events);
+            self.round(self.clock.now());
+        }
+    }
+
+    fn save_last_checkpoint(&mut self) {
+        if let Some((_, thread)) = self.checkpoints.writing.take() {
+            let _ = thread.join();
+        }
+        let end = self.appender.end();
+        if self.journal_failed || self.broker.durable_end() < end {
+            return;
+        }
+        match checkpoint::write(&self.checkpoints.storage, &self.broker.checkpoint(end)) {
+            Ok(()) => {
+                let position = self.broker.lowest_position().map_or(end, |lowest| lowest.min(end));
+                self.checkpoints.cursor.advance(position);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the checkpoint cannot be written; the next start replays more")
+            }
+        }
+    }
+}
+
+/// The broker as it was, from the checkpoint and the entries behind it.
+fn restore(
+    options: &Options,
+    journal: &Journal,
+    appender: &mut Appender,
+    storage: &Arc<dyn Storage>,
+    now: Now,
+) -> Result<(Broker, Offset), StartError> {
+    let say = |error: &dyn std::fmt::Display| StartError::Restore(error.to_string());
+    let saved = checkpoint::read(storage).map_err(|error| say(&error))?;
+    let seed = journal.id().0 as u64 ^ now.wall.0;
+    let (mut broker, from) =
+        Broker::restore(options.limits, Arc::clone(&options.access), seed, saved.as_deref())
+            .map_err(|error| say(&error))?;
+    let end = journal.durable_end();
+    if from > end {
+        return Err(StartError::Restore(format!(
+            "the checkpoint is of offset {from}, but the journal ends at {end}: part of the journal is missing"
+        )));
+    }
+    let mut reader = journal.reader(from);
+    while let Some(batch) = reader.next().map_err(|error| say(&error))? {
+        broker.replay(&batch).map_err(|error| say(&error))?;
+    }
+    broker.restored(end, now, appender);
+    Ok((broker, from))
+}
