@@ -1,0 +1,551 @@
+//! The fan-out: one follower reads each durable batch once and gives its records to every live subscriber.
+//!
+//! A subscriber is [`Phase::Live`], and then the follower puts encoded events into its bounded queue, or it is
+//! [`Phase::CatchingUp`], and then it reads the journal itself, in its own time, until it has come to where the
+//! follower is. When the queue of a live subscriber is full, the queue is thrown away and the subscriber catches
+//! up from the first record that was in it. So a stuck subscriber costs a few hundred bytes, nobody waits for it,
+//! and it misses nothing and gets nothing twice.
+//!
+//! An event is encoded once per form however many subscribers get it. A batch wakes a subscriber once.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread::{self, JoinHandle, Thread};
+
+use axum::extract::ws::Utf8Bytes;
+use bytes::Bytes;
+use tidegate_broker::journal::{Journal, Reader};
+use tidegate_broker::record::{Batch, Offset, Record, Timestamp};
+use tidegate_broker::topic::TopicName;
+use tokio::sync::{Notify, Semaphore, mpsc};
+
+use super::encode::{self, Encoder, Form};
+use super::interest::Interest;
+use super::subscription::Subscription;
+
+/// Topics whose subscribers are remembered; above it, all are forgotten and looked up again.
+const REMEMBERED_TOPICS_MAX: usize = 16_384;
+/// What an event in a queue costs besides its bytes.
+const QUEUED_EVENT_BYTES: usize = 64;
+/// Subscribers that read segments at the same time; more wait for their turn.
+const CATCH_UP_READS_MAX: usize = 4;
+/// Frames besides records that wait for one WebSocket; more are not sent to it.
+const CONTROL_FRAMES_MAX: usize = 64;
+
+/// Limits of the fan-out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Subscribers at one time; one more is refused.
+    pub(super) subscribers_max: usize,
+    /// Bytes in one subscriber's queue; above it the subscriber catches up from the journal.
+    pub(super) queue_bytes_max: usize,
+}
+
+/// How a subscriber is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    EventStream,
+    WebSocket,
+}
+
+/// Where a subscriber's records come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// From the follower; records before `from` are not for it.
+    Live { from: Offset },
+    /// From the journal; this is the next offset to read.
+    CatchingUp(Offset),
+}
+
+/// What the follower and the subscriber's own task share.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) phase: Phase,
+    pub(super) interest: Arc<Interest>,
+    queue: VecDeque<(Offset, Bytes)>,
+    queued_bytes: usize,
+}
+
+impl State {
+    /// Takes events out of the queue, at least one if there is one, up to about `bytes_max`.
+    pub(super) fn take(&mut self, bytes_max: usize) -> Vec<Bytes> {
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while bytes < bytes_max
+            && let Some((_, event)) = self.queue.pop_front()
+        {
+            bytes += event.len();
+            self.queued_bytes -= event.len() + QUEUED_EVENT_BYTES;
+            taken.push(event);
+        }
+        taken
+    }
+
+    pub(super) fn first_queued(&self) -> Option<Offset> {
+        self.queue.front().map(|(offset, _)| *offset)
+    }
+
+    /// Queues a live event; when it does not fit, gives up the queue and says so.
+    fn push(&mut self, offset: Offset, event: Bytes, bytes_max: usize) -> Pushed {
+        let cost = event.len() + QUEUED_EVENT_BYTES;
+        if !self.queue.is_empty() && self.queued_bytes + cost > bytes_max {
+            let from = self.first_queued().unwrap_or(offset);
+            self.queue = VecDeque::new();
+            self.queued_bytes = 0;
+            self.phase = Phase::CatchingUp(from);
+            return Pushed::FellBehind;
+        }
+        self.queued_bytes += cost;
+        self.queue.push_back((offset, event));
+        Pushed::Queued
+    }
+}
+
+enum Pushed {
+    Queued,
+    FellBehind,
+}
+
+/// One subscriber, seen from the hub.
+#[derive(Debug)]
+pub(super) struct Subscriber {
+    pub(super) id: u64,
+    pub(super) kind: Kind,
+    pub(super) connected_at: Timestamp,
+    pub(super) delivered: AtomicU64,
+    pub(super) wake: Notify,
+    state: Mutex<State>,
+    control: Option<mpsc::Sender<Utf8Bytes>>,
+}
+
+impl Subscriber {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn client_id(&self) -> String {
+        match self.kind {
+            Kind::EventStream => format!("stream_{}", self.id),
+            Kind::WebSocket => format!("client_{}", self.id),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Table {
+    /// Every record before it has been given to the live subscribers.
+    position: Offset,
+    subscribers: BTreeMap<u64, Arc<Subscriber>>,
+    live: usize,
+    /// Which subscribers may want records of a topic.
+    by_topic: HashMap<Box<str>, Arc<[Arc<Subscriber>]>>,
+}
+
+/// All subscribers and the follower's place.
+#[derive(Debug)]
+pub(super) struct Hub {
+    pub(super) journal: Journal,
+    pub(super) encoder: Encoder,
+    pub(super) reads: Arc<Semaphore>,
+    pub(super) totals: Totals,
+    limits: Limits,
+    table: Mutex<Table>,
+    next_id: AtomicU64,
+    follower: OnceLock<Thread>,
+    stopped: AtomicBool,
+}
+
+/// Totals since the start.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    /// Events given to subscribers.
+    pub(super) delivered: AtomicU64,
+    /// How often a live subscriber fell behind.
+    pub(super) fell_behind: AtomicU64,
+    /// Subscribers refused because there were too many.
+    pub(super) refused: AtomicU64,
+    /// Broadcast frames not sent to a WebSocket that did not read.
+    pub(super) control_dropped: AtomicU64,
+    /// Reads of the journal that failed.
+    pub(super) read_errors: AtomicU64,
+    /// When the durable end moved last, in milliseconds since the Unix epoch; 0 for never.
+    pub(super) last_activity_ms: AtomicU64,
+}
+
+/// There are as many subscribers as there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} subscribers are connected, which is the limit (http.subscribers_max): try again later")]
+pub(super) struct TooManySubscribers(usize);
+
+/// Current counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) event_streams: usize,
+    pub(super) websockets: usize,
+    pub(super) catching_up: usize,
+    pub(super) subscribers_max: usize,
+}
+
+/// The running follower; stops when it is told to.
+#[derive(Debug)]
+pub(super) struct Follower {
+    hub: Arc<Hub>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Hub {
+    /// A hub at the durable end of `journal`, and its follower.
+    pub(super) fn start(
+        journal: Journal,
+        encoder: Encoder,
+        limits: Limits,
+    ) -> std::io::Result<(Arc<Self>, Follower)> {
+        let table = Table {
+            position: journal.durable_end(),
+            subscribers: BTreeMap::new(),
+            live: 0,
+            by_topic: HashMap::new(),
+        };
+        let hub = Arc::new(Self {
+            journal,
+            encoder,
+            reads: Arc::new(Semaphore::new(CATCH_UP_READS_MAX)),
+            totals: Totals::default(),
+            limits,
+            table: Mutex::new(table),
+            next_id: AtomicU64::new(1),
+            follower: OnceLock::new(),
+            stopped: AtomicBool::new(false),
+        });
+        let following = Arc::clone(&hub);
+        let thread =
+            thread::Builder::new().name("gateway-follow".into()).spawn(move || follow(&following))?;
+        hub.follower.get_or_init(|| thread.thread().clone());
+        hub.journal.on_durable(wake_up(&hub));
+        Ok((Arc::clone(&hub), Follower { hub, thread: Some(thread) }))
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new subscriber that begins with the record at `from`. WebSockets also get a receiver for frames that
+    /// are no records.
+    pub(super) fn subscribe(
+        self: &Arc<Self>,
+        kind: Kind,
+        interest: Interest,
+        from: Offset,
+    ) -> Result<(Subscription, mpsc::Receiver<Utf8Bytes>), TooManySubscribers> {
+        let (control, frames) = mpsc::channel(CONTROL_FRAMES_MAX);
+        let control = match kind {
+            Kind::EventStream => None,
+            Kind::WebSocket => Some(control),
+        };
+        let state = State {
+            phase: Phase::CatchingUp(from),
+            interest: Arc::new(interest),
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+        };
+        let subscriber = Arc::new(Subscriber {
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            kind,
+            connected_at: encode::now(),
+            delivered: AtomicU64::new(0),
+            wake: Notify::new(),
+            state: Mutex::new(state),
+            control,
+        });
+        let mut table = self.table();
+        if table.subscribers.len() >= self.limits.subscribers_max {
+            self.totals.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(TooManySubscribers(self.limits.subscribers_max));
+        }
+        table.subscribers.insert(subscriber.id, Arc::clone(&subscriber));
+        table.by_topic.clear();
+        drop(table);
+        Ok((Subscription::new(Arc::clone(self), subscriber), frames))
+    }
+
+    /// Forgets a subscriber.
+    pub(super) fn remove(&self, subscriber: &Subscriber) {
+        let mut table = self.table();
+        if table.subscribers.remove(&subscriber.id).is_some() {
+            table.by_topic.clear();
+            match subscriber.state().phase {
+                Phase::Live { .. } => table.live -= 1,
+                Phase::CatchingUp(_) => {}
+            }
+        }
+    }
+
+    /// Makes the subscriber live if it has come to where the follower is; `next` is what it wants next.
+    pub(super) fn go_live(&self, subscriber: &Subscriber, next: Offset) -> bool {
+        let mut table = self.table();
+        if next < table.position {
+            return false;
+        }
+        let mut state = subscriber.state();
+        match state.phase {
+            Phase::Live { .. } => {}
+            Phase::CatchingUp(_) => {
+                state.phase = Phase::Live { from: next };
+                table.live += 1;
+            }
+        }
+        drop(state);
+        drop(table);
+        // Records may have become durable since the follower last had somebody to read for.
+        self.unpark();
+        true
+    }
+
+    /// Every wanted record before the returned offset has been taken by the subscriber or lies before its place.
+    pub(super) fn position(&self, subscriber: &Subscriber) -> Offset {
+        let table = self.table();
+        let state = subscriber.state();
+        match state.phase {
+            Phase::Live { from } => state.first_queued().unwrap_or_else(|| table.position.max(from)),
+            Phase::CatchingUp(next) => state.first_queued().unwrap_or(next),
+        }
+    }
+
+    /// Changes what a subscriber wants. `change` gets the interest and up to where the subscriber has come, and
+    /// returns the offset to go back to, if any. Frames already queued are still delivered.
+    pub(super) fn change_interest(
+        &self,
+        subscriber: &Subscriber,
+        change: impl FnOnce(&mut Interest, Offset) -> Option<Offset>,
+    ) {
+        let mut table = self.table();
+        table.by_topic.clear();
+        let mut state = subscriber.state();
+        let (position, live) = match state.phase {
+            Phase::Live { from } => (table.position.max(from), true),
+            Phase::CatchingUp(next) => (next, false),
+        };
+        let mut interest = Interest::clone(&state.interest);
+        if let Some(back) = change(&mut interest, position)
+            && back < position
+        {
+            state.phase = Phase::CatchingUp(back);
+            if live {
+                table.live -= 1;
+            }
+        }
+        state.interest = Arc::new(interest);
+        drop(state);
+        subscriber.wake.notify_one();
+    }
+
+    /// Offers a frame that is no record to every WebSocket; returns how many took it.
+    pub(super) fn broadcast(&self, frame: &Utf8Bytes) -> usize {
+        let mut sent = 0;
+        for subscriber in self.table().subscribers.values() {
+            match subscriber.control.as_ref().map(|control| control.try_send(frame.clone())) {
+                None => {}
+                Some(Ok(())) => sent += 1,
+                Some(Err(_)) => {
+                    self.totals.control_dropped.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        sent
+    }
+
+    /// How many subscribers may get records of `topic` now.
+    pub(super) fn interested(&self, topic: TopicName<'_>) -> usize {
+        let table = self.table();
+        table.subscribers.values().filter(|subscriber| subscriber.state().interest.may_want(topic)).count()
+    }
+
+    /// How many subscribers have exactly this filter.
+    pub(super) fn subscribed(&self, filter: &str) -> usize {
+        let table = self.table();
+        let has = |subscriber: &&Arc<Subscriber>| {
+            subscriber.state().interest.filters().any(|known| known == filter)
+        };
+        table.subscribers.values().filter(has).count()
+    }
+
+    /// Current counts.
+    pub(super) fn counts(&self) -> Counts {
+        let mut counts = Counts { subscribers_max: self.limits.subscribers_max, ..Counts::default() };
+        for subscriber in self.table().subscribers.values() {
+            match subscriber.kind {
+                Kind::EventStream => counts.event_streams += 1,
+                Kind::WebSocket => counts.websockets += 1,
+            }
+            match subscriber.state().phase {
+                Phase::Live { .. } => {}
+                Phase::CatchingUp(_) => counts.catching_up += 1,
+            }
+        }
+        counts
+    }
+
+    /// Every subscriber.
+    pub(super) fn subscribers(&self) -> Vec<Arc<Subscriber>> {
+        self.table().subscribers.values().cloned().collect()
+    }
+
+    fn unpark(&self) {
+        if let Some(thread) = self.follower.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Gives one batch to the live subscribers.
+    fn deliver(&self, batch: &Batch) {
+        let mut table = self.table();
+        if batch.base() > table.position {
+            // Trimmed under the follower: each subscriber finds the gap, and tells it, on its own.
+            self.all_catch_up(&mut table);
+        }
+        let from = table.position.max(batch.base());
+        let mut woken: Vec<Arc<Subscriber>> = Vec::new();
+        for (appended, entry) in batch.entries_from(from) {
+            let record = match entry {
+                tidegate_broker::record::Entry::Record(record) => record,
+                tidegate_broker::record::Entry::Control(_) => continue,
+            };
+            self.deliver_record(&mut table, appended.offset, &record, &mut woken);
+        }
+        table.position = batch.end();
+        drop(table);
+        for subscriber in woken {
+            subscriber.wake.notify_one();
+        }
+    }
+
+    fn deliver_record(
+        &self,
+        table: &mut Table,
+        offset: Offset,
+        record: &Record<'_>,
+        woken: &mut Vec<Arc<Subscriber>>,
+    ) {
+        let mut encoded: [Option<Bytes>; 3] = [None, None, None];
+        for subscriber in table.interested(record.topic).iter() {
+            let mut state = subscriber.state();
+            match state.phase {
+                Phase::Live { from } if from <= offset => {}
+                Phase::Live { .. } | Phase::CatchingUp(_) => continue,
+            }
+            let Some(form) = state.interest.form(offset, record.topic) else { continue };
+            let slot = match form {
+                Form::Sse => &mut encoded[0],
+                Form::TopicMessage => &mut encoded[1],
+                Form::Event => &mut encoded[2],
+            };
+            let event = slot.get_or_insert_with(|| self.encoder.encode(form, offset, record));
+            let first = state.queue.is_empty();
+            match state.push(offset, event.clone(), self.limits.queue_bytes_max) {
+                Pushed::Queued => {}
+                Pushed::FellBehind => {
+                    table.live -= 1;
+                    self.totals.fell_behind.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            // What was queued before this batch has woken it already; what comes next finds it not empty.
+            if first {
+                woken.push(Arc::clone(subscriber));
+            }
+        }
+    }
+
+    fn all_catch_up(&self, table: &mut Table) {
+        for subscriber in table.subscribers.values() {
+            let mut state = subscriber.state();
+            if let Phase::Live { from } = state.phase {
+                // What is queued is delivered first and lies before this place.
+                state.phase = Phase::CatchingUp(table.position.max(from));
+                drop(state);
+                subscriber.wake.notify_one();
+            }
+        }
+        table.live = 0;
+    }
+
+    /// Reads and delivers the next batch; `false` when there is nothing to do until the durable end moves.
+    fn step(&self, reader: &mut Reader) -> bool {
+        {
+            let mut table = self.table();
+            if table.live == 0 {
+                table.position = table.position.max(self.journal.durable_end());
+                return false;
+            }
+            if reader.offset() != table.position {
+                reader.seek(table.position);
+            }
+        }
+        match reader.next() {
+            Ok(Some(batch)) => {
+                self.deliver(&batch);
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                self.totals.read_errors.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(%error, "the gateway cannot follow the journal; its subscribers read for themselves");
+                let mut table = self.table();
+                self.all_catch_up(&mut table);
+                table.position = table.position.max(self.journal.durable_end());
+                false
+            }
+        }
+    }
+}
+
+impl Table {
+    fn interested(&mut self, topic: TopicName<'_>) -> Arc<[Arc<Subscriber>]> {
+        if let Some(known) = self.by_topic.get(topic.as_str()) {
+            return Arc::clone(known);
+        }
+        if self.by_topic.len() >= REMEMBERED_TOPICS_MAX {
+            self.by_topic.clear();
+        }
+        let interested: Arc<[_]> = self
+            .subscribers
+            .values()
+            .filter(|subscriber| subscriber.state().interest.may_want(topic))
+            .cloned()
+            .collect();
+        self.by_topic.insert(topic.as_str().into(), Arc::clone(&interested));
+        interested
+    }
+}
+
+fn wake_up(hub: &Arc<Hub>) -> impl Fn(Offset) + Send + Sync + 'static {
+    let hub: Weak<Hub> = Arc::downgrade(hub);
+    move |_| {
+        if let Some(hub) = hub.upgrade() {
+            hub.totals.last_activity_ms.store(encode::now().0, Ordering::Relaxed);
+            hub.unpark();
+        }
+    }
+}
+
+/// The follower's thread. A wake-up that comes while it works makes the next `park` return at once.
+fn follow(hub: &Hub) {
+    let mut reader = hub.journal.reader(hub.table().position);
+    while !hub.stopped.load(Ordering::Acquire) {
+        if !hub.step(&mut reader) {
+            thread::park();
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.hub.stopped.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            if thread.join().is_err() {
+                tracing::error!("the gateway's follower panicked");
+            }
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! Who may use the gateway.
+//!
+//! The rule is the MQTT listener's: an address that may connect without credentials, the operator token, or a
+//! username and password. Two things are different in HTTP, because a browser carries a stranger's wishes:
+//!
+//! - A web page of another origin must not act with the trust that this machine has. Whatever a browser sends of
+//!   itself (an address, a remembered password) counts only from our own page or an allowed origin. A token is
+//!   put there by somebody who knows it and counts from anywhere.
+//! - Loopback is trusted only when it is the caller. Behind a reverse proxy everybody comes from loopback: a
+//!   request with forwarding headers, or for a name that is not this machine's, needs credentials. What such
+//!   headers say is never believed.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use subtle::ConstantTimeEq as _;
+use tidegate_broker::auth::Access;
+use tokio::sync::Semaphore;
+
+use super::Config;
+use super::reply::Refusal;
+use super::routes::App;
+
+/// Password checks at the same time: each is made slow on purpose, so that guessing is.
+const PASSWORD_CHECKS_MAX: usize = 2;
+/// An address of nobody (RFC 5737): whoever may connect from it without credentials, everybody may.
+const SOMEBODY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const FORWARDING: [HeaderName; 3] =
+    [header::FORWARDED, HeaderName::from_static("x-forwarded-for"), HeaderName::from_static("x-real-ip")];
+
+/// The peer of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
+/// Whether the request came with the right to see details. `/health` answers everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Caller {
+    Trusted,
+    Stranger,
+}
+
+/// The rules.
+#[derive(Debug)]
+pub(super) struct Guard {
+    access: Arc<Access>,
+    operator_token: Option<String>,
+    allowed_origins: Vec<String>,
+    allowed_hosts: Vec<String>,
+    password_checks: Semaphore,
+}
+
+/// What a request offers to be let in.
+#[derive(Debug, PartialEq, Eq)]
+enum Credentials {
+    None,
+    Token(String),
+    Password(String, Vec<u8>),
+    Malformed,
+}
+
+impl Guard {
+    pub(super) fn new(config: &Config, access: Arc<Access>, operator_token: Option<String>) -> Self {
+        let origins = config.allowed_origins.iter().map(|origin| origin.to_ascii_lowercase());
+        let hosts = config.allowed_hosts.iter().map(|host| host.to_ascii_lowercase());
+        Self {
+            access,
+            operator_token: operator_token.filter(|token| !token.is_empty()),
+            allowed_origins: origins.collect(),
+            allowed_hosts: hosts.collect(),
+            password_checks: Semaphore::new(PASSWORD_CHECKS_MAX),
+        }
+    }
+
+    /// Lets the request in, or says why not.
+    async fn admit(&self, peer: IpAddr, headers: &HeaderMap, uri: &Uri) -> Result<(), Refusal> {
+        match credentials(headers, uri) {
+            // The token is no part of what a browser adds by itself, so the page's origin does not matter.
+            Credentials::Token(token) => self.check_token(&token),
+            Credentials::Password(username, password) => {
+                self.check_origin(headers)?;
+                // Any username goes with the token, so that a browser's own dialogue can be used to enter it.
+                if std::str::from_utf8(&password).is_ok_and(|token| self.check_token(token).is_ok()) {
+                    return Ok(());
+                }
+                self.check_password(peer, username, password).await
+            }
+            Credentials::Malformed => Err(Refusal::new(
+                StatusCode::UNAUTHORIZED,
+                "bad_credentials",
+                "the Authorization header is neither \"Bearer TOKEN\" nor HTTP Basic",
+            )),
+            Credentials::None => {
+                self.check_address(peer, headers)?;
+                self.check_origin(headers)
+            }
+        }
+    }
+
+    fn check_token(&self, token: &str) -> Result<(), Refusal> {
+        let right = self
+            .operator_token
+            .as_ref()
+            .is_some_and(|known| bool::from(known.as_bytes().ct_eq(token.as_bytes())));
+        if right {
+            Ok(())
+        } else {
+            Err(unauthorized("bad_credentials", "the token is not the operator token"))
+        }
+    }
+
+    async fn check_password(&self, peer: IpAddr, username: String, password: Vec<u8>) -> Result<(), Refusal> {
+        let _turn = self.password_checks.acquire().await;
+        let access = Arc::clone(&self.access);
+        let checked =
+            tokio::task::spawn_blocking(move || access.connect(peer, Some(&username), Some(&password))).await;
+        match checked {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(denied)) => Err(unauthorized("bad_credentials", &denied.to_string())),
+            Err(error) => {
+                tracing::error!(%error, "a password check failed");
+                Err(Refusal::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "internal",
+                    "the password was not checked",
+                ))
+            }
+        }
+    }
+
+    fn check_address(&self, peer: IpAddr, headers: &HeaderMap) -> Result<(), Refusal> {
+        if self.access.connect(SOMEBODY, None, None).is_ok() {
+            return Ok(());
+        }
+        if self.access.connect(peer, None, None).is_err() {
+            return Err(unauthorized("unauthorized", "credentials are needed from this address"));
+        }
+        if FORWARDING.iter().any(|name| headers.contains_key(name)) {
+            return Err(unauthorized("unauthorized", "credentials are needed through a proxy"));
+        }
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        if self.is_this_machine(host) {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            "host_not_allowed",
+            format!(
+                "without credentials the gateway answers to localhost and IP addresses, not to {host:?}; \
+                 add the name to http.allowed_hosts or send credentials"
+            ),
+        ))
+    }
+
+    /// Whether a `Host` header can only be meant for this machine: no DNS answer can have led here.
+    fn is_this_machine(&self, host: &str) -> bool {
+        let name = match host.parse::<SocketAddr>() {
+            Ok(_) => return true,
+            Err(_) => host.rsplit_once(':').map_or(host, |(name, port)| {
+                if port.bytes().all(|byte| byte.is_ascii_digit()) { name } else { host }
+            }),
+        };
+        let name = name.to_ascii_lowercase();
+        let bare = name.trim_start_matches('[').trim_end_matches(']');
+        bare.parse::<IpAddr>().is_ok()
+            || name == "localhost"
+            || name.ends_with(".localhost")
+            || self.allowed_hosts.contains(&name)
+    }
+
+    /// A request that names an origin must name ours or an allowed one.
+    fn check_origin(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let origin = origin.to_str().unwrap_or_default().to_ascii_lowercase();
+        let same = origin_authority(&origin)
+            .is_some_and(|authority| host.is_some_and(|host| host.eq_ignore_ascii_case(authority)));
+        if same || self.allowed_origins.contains(&origin) {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            "origin_not_allowed",
+            format!(
+                "web pages of the origin {origin:?} may not use this gateway; add it to http.allowed_origins"
+            ),
+        ))
+    }
+
+    /// The origin to be named in `Access-Control-Allow-Origin`, if the request's is an allowed one.
+    fn cross_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let origin = headers.get(header::ORIGIN)?;
+        let lower = origin.to_str().ok()?.to_ascii_lowercase();
+        self.allowed_origins.contains(&lower).then(|| origin.clone())
+    }
+}
+
+fn unauthorized(code: &'static str, reason: &str) -> Refusal {
+    let detail = format!(
+        "{reason}; send the operator token (the file operator-token in the data folder) as \
+         \"Authorization: Bearer TOKEN\" or ?token=TOKEN, or a username and password with HTTP Basic"
+    );
+    Refusal::new(StatusCode::UNAUTHORIZED, code, detail)
+}
+
+/// `host[:port]` of an origin `scheme://host[:port]`.
+pub(super) fn origin_authority(origin: &str) -> Option<&str> {
+    let (scheme, authority) = origin.split_once("://")?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
+    let scheme_fits = !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    (scheme_fits && !authority.is_empty() && authority.bytes().all(plain)).then_some(authority)
+}
+
+fn credentials(headers: &HeaderMap, uri: &Uri) -> Credentials {
+    if let Some(value) = headers.get(header::AUTHORIZATION) {
+        return value.to_str().ok().and_then(authorization).unwrap_or(Credentials::Malformed);
+    }
+    match query_value(uri, "token") {
+        Some(token) => Credentials::Token(token),
+        None => Credentials::None,
+    }
+}
+
+fn authorization(value: &str) -> Option<Credentials> {
+    let (scheme, rest) = value.split_once(' ')?;
+    let rest = rest.trim();
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(Credentials::Token(rest.to_owned()));
+    }
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let decoded = STANDARD.decode(rest).ok()?;
+    let colon = decoded.iter().position(|&byte| byte == b':')?;
+    let username = String::from_utf8(decoded[..colon].to_vec()).ok()?;
+    Some(Credentials::Password(username, decoded[colon + 1..].to_vec()))
+}
+
+/// The first value of `name` in the query.
+fn query_value(uri: &Uri, name: &str) -> Option<String> {
+    let query: axum::extract::Query<Vec<(String, String)>> = axum::extract::Query::try_from_uri(uri).ok()?;
+    query.0.into_iter().find(|(key, _)| key == name).map(|(_, value)| value)
+}
+
+/// Stands in front of every route.
+pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let guard = &app.guard;
+    let cross_origin = guard.cross_origin(request.headers());
+    if request.method() == Method::OPTIONS
+        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+    {
+        return preflight(cross_origin);
+    }
+    let peer = request.extensions().get::<Peer>().map_or(SOMEBODY, |peer| peer.0.ip().to_canonical());
+    let admitted = guard.admit(peer, request.headers(), request.uri()).await;
+    let caller = match admitted {
+        Ok(()) => Caller::Trusted,
+        Err(_) if is_open(request.uri().path()) => Caller::Stranger,
+        Err(refusal) => return with_cross_origin(refusal.into_response(), cross_origin),
+    };
+    request.extensions_mut().insert(caller);
+    with_cross_origin(next.run(request).await, cross_origin)
+}
+
+/// Probes ask here without credentials.
+fn is_open(path: &str) -> bool {
+    matches!(path, "/health" | "/health/live" | "/health/ready")
+}
+
+/// Answers before any credentials: a browser sends none with this question.
+fn preflight(origin: Option<HeaderValue>) -> Response {
+    let Some(origin) = origin else {
+        return Refusal::new(
+            StatusCode::FORBIDDEN,
+            "origin_not_allowed",
+            "web pages of this origin may not use this gateway; add it to http.allowed_origins",
+        )
+        .into_response();
+    };
+    let headers = [
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST"),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, "authorization, content-type, last-event-id"),
+        (header::ACCESS_CONTROL_MAX_AGE, "600"),
+    ];
+    with_cross_origin((StatusCode::NO_CONTENT, headers, Body::empty()).into_response(), Some(origin))
+}
+
+fn with_cross_origin(mut response: Response, origin: Option<HeaderValue>) -> Response {
+    let headers = response.headers_mut();
+    headers.append(header::VARY, HeaderValue::from_static("origin"));
+    if let Some(origin) = origin {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guard() -> Guard {
+        let config = Config {
+            allowed_origins: vec!["https://dash.example".into()],
+            allowed_hosts: vec!["gateway.lan".into()],
+            ..Config::default()
+        };
+        Guard::new(&config, Arc::default(), Some("0123456789abcdef".into()))
+    }
+
+    #[test]
+    fn only_names_that_no_dns_answer_can_forge_are_this_machine() {
+        let check = |host: &str, expected| assert_eq!(guard().is_this_machine(host), expected, "{host}");
+        check("localhost", true);
+        check("LOCALHOST:8080", true);
+        check("app.localhost:8080", true);
+        check("127.0.0.1:8080", true);
+        check("192.168.1.5", true);
+        check("[::1]:8080", true);
+        check("[::1]", true);
+        check("gateway.lan:8080", true);
+        check("evil.example", false);
+        check("evil.example:8080", false);
+        check("127.0.0.1.evil.example", false);
+        check("localhost.evil.example", false);
+        check("", false);
+    }
+
+    #[test]
+    fn pages_of_other_origins_are_refused() {
+        let check = |origin: &str, host: &str, expected| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ORIGIN, origin.parse().unwrap());
+            headers.insert(header::HOST, host.parse().unwrap());
+            assert_eq!(guard().check_origin(&headers).is_ok(), expected, "{origin} at {host}");
+        };
+        check("http://localhost:8080", "localhost:8080", true);
+        check("http://LOCALHOST:8080", "localhost:8080", true);
+        check("https://dash.example", "localhost:8080", true);
+        check("https://dash.example.evil", "localhost:8080", false);
+        check("http://evil.example", "localhost:8080", false);
+        check("http://localhost:3000", "localhost:8080", false);
+        check("null", "localhost:8080", false);
+        check("file://", "localhost:8080", false);
+        assert!(guard().check_origin(&HeaderMap::new()).is_ok());
+    }
+
+    #[test]
+    fn credentials_are_read_from_header_and_query() {
+        let check = |authorization: Option<&str>, uri: &str, expected: Credentials| {
+            let mut headers = HeaderMap::new();
+            if let Some(value) = authorization {
+                headers.insert(header::AUTHORIZATION, value.parse().unwrap());
+            }
+            assert_eq!(credentials(&headers, &uri.parse().unwrap()), expected, "{authorization:?} {uri}");
+        };
+        check(None, "/ws", Credentials::None);
+        check(None, "/ws?token=abc%2B1&x=y", Credentials::Token("abc+1".into()));
+        check(Some("Bearer abc"), "/ws?token=other", Credentials::Token("abc".into()));
+        check(Some("basic dXNlcjpwYTpzcw=="), "/", Credentials::Password("user".into(), b"pa:ss".to_vec()));
+        check(Some("Digest x"), "/", Credentials::Malformed);
+        check(Some("Basic ???"), "/", Credentials::Malformed);
+        check(Some("Bearer"), "/", Credentials::Malformed);
+    }
+
+    #[test]
+    fn only_the_whole_token_is_right() {
+        let check =
+            |token: &str, expected| assert_eq!(guard().check_token(token).is_ok(), expected, "{token}");
+        check("0123456789abcdef", true);
+        check("0123456789abcde", false);
+        check("0123456789abcdeF", false);
+        check("", false);
+        let without = Guard::new(&Config::default(), Arc::default(), Some(String::new()));
+        assert!(without.check_token("").is_err());
+    }
+}

@@ -1,0 +1,261 @@
+//! `/health`: the truth about each part.
+//!
+//! The appliance is `healthy` when everything works, `degraded` when something is away but data is accepted and
+//! kept (a sink that is away is lag, never loss), `unhealthy` when it cannot accept and keep data. Only the last
+//! is answered with 503, so a probe does not restart an appliance because Kafka is away. Whoever comes without
+//! credentials, where they are needed, learns the status and nothing else.
+
+use std::sync::Arc;
+
+use axum::extract::{Extension, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde_json::{Map, Value, json};
+use tidegate_broker::journal;
+use tidegate_broker::record::Timestamp;
+
+use super::encode::rfc3339;
+use super::guard::Caller;
+use super::reply;
+use super::routes::App;
+use crate::health::{Part, State as PartState};
+
+/// The whole, from its parts; the worst counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Status {
+    Healthy,
+    Degraded,
+    Unhealthy,
+}
+
+impl Status {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
+
+    const fn http(self) -> StatusCode {
+        match self {
+            Self::Healthy | Self::Degraded => StatusCode::OK,
+            Self::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// How the journal is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum JournalState {
+    Ok,
+    Full,
+    Failed,
+}
+
+impl JournalState {
+    const fn of(status: &journal::Status) -> Self {
+        if status.failed.is_some() {
+            Self::Failed
+        } else if status.full {
+            Self::Full
+        } else {
+            Self::Ok
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Full => "full",
+            Self::Failed => "failed",
+        }
+    }
+
+    const fn status(self) -> Status {
+        match self {
+            Self::Ok => Status::Healthy,
+            Self::Full | Self::Failed => Status::Unhealthy,
+        }
+    }
+}
+
+/// Without its listener the appliance accepts nothing; without a sink it keeps what it would send.
+const fn mqtt_status(state: PartState) -> Status {
+    match state {
+        PartState::Up => Status::Healthy,
+        PartState::Degraded => Status::Degraded,
+        PartState::Starting | PartState::Down | PartState::Failed => Status::Unhealthy,
+    }
+}
+
+const fn sink_status(state: PartState) -> Status {
+    match state {
+        PartState::Up => Status::Healthy,
+        PartState::Starting | PartState::Degraded | PartState::Down | PartState::Failed => Status::Degraded,
+    }
+}
+
+const fn state_name(state: PartState) -> &'static str {
+    match state {
+        PartState::Starting => "starting",
+        PartState::Up => "up",
+        PartState::Degraded => "degraded",
+        PartState::Down => "down",
+        PartState::Failed => "failed",
+    }
+}
+
+impl App {
+    fn overall(&self, journal: &journal::Status) -> Status {
+        let sinks = self.parts.sinks.iter().map(|part| sink_status(part.report().state));
+        let mqtt = mqtt_status(self.parts.mqtt.report().state);
+        sinks.chain([mqtt, JournalState::of(journal).status()]).max().unwrap_or(Status::Healthy)
+    }
+}
+
+/// `GET /health`
+pub(super) async fn health(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>) -> Response {
+    let journal = app.hub.journal.status();
+    let status = app.overall(&journal);
+    let mut body = Map::new();
+    body.insert("status".into(), status.name().into());
+    body.insert("service".into(), app.config.service_name.as_str().into());
+    body.insert("realtime_enabled".into(), true.into());
+    body.insert("websocket_enabled".into(), true.into());
+    match caller {
+        Caller::Stranger => {}
+        Caller::Trusted => add_details(&app, &journal, &mut body),
+    }
+    reply::json(status.http(), &body)
+}
+
+fn add_details(app: &App, journal: &journal::Status, body: &mut Map<String, Value>) {
+    let parts = std::iter::once(&app.parts.mqtt).chain(&app.parts.sinks);
+    let connected = parts.filter(|part| match part.report().state {
+        PartState::Up | PartState::Degraded => true,
+        PartState::Starting | PartState::Down | PartState::Failed => false,
+    });
+    let counts = app.hub.counts();
+    body.insert("connections".into(), connected.count().into());
+    body.insert("message_count".into(), app.message_count().into());
+    body.insert("error_count".into(), app.error_count().into());
+    body.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+    body.insert("uptime_s".into(), app.started.elapsed().as_secs().into());
+    body.insert("draining".into(), app.is_draining().into());
+    body.insert("journal".into(), journal_details(app, journal));
+    body.insert("mqtt".into(), part_details(&app.parts.mqtt));
+    let sinks = app.parts.sinks.iter().map(part_details).collect::<Vec<_>>();
+    body.insert("sinks".into(), sinks.into());
+    body.insert(
+        "gateway".into(),
+        json!({
+            "event_streams": counts.event_streams,
+            "websockets": counts.websockets,
+            "catching_up": counts.catching_up,
+            "subscribers_max": counts.subscribers_max,
+        }),
+    );
+}
+
+fn journal_details(app: &App, status: &journal::Status) -> Value {
+    let state = JournalState::of(status);
+    let blocking = status.cursors.iter().min_by_key(|cursor| cursor.position);
+    let detail = match state {
+        JournalState::Ok => None,
+        JournalState::Full => Some(match blocking {
+            Some(cursor) => format!(
+                "the journal is full and publishes are refused: {:?} has read up to {} of {}; bring its destination \
+                 back, or raise journal.max_bytes",
+                cursor.name, cursor.position, status.durable_end
+            ),
+            None => "the journal is full and publishes are refused: raise journal.max_bytes".into(),
+        }),
+        JournalState::Failed => Some(format!(
+            "{}; check the disk, then restart",
+            status.failed.as_deref().unwrap_or("a write or sync failed")
+        )),
+    };
+    let cursors: Vec<_> = status
+        .cursors
+        .iter()
+        .map(|cursor| {
+            json!({
+                "name": cursor.name,
+                "position": cursor.position.0,
+                "lag_entries": status.durable_end.since(cursor.position),
+                "lag_bytes": cursor.lag_bytes,
+                "skipped": cursor.skipped,
+            })
+        })
+        .collect();
+    json!({
+        "state": state.name(),
+        "detail": detail,
+        "id": format!("{:032x}", app.hub.journal.id().0),
+        "start": status.start.0,
+        "durable_end": status.durable_end.0,
+        "bytes": status.bytes,
+        "max_bytes": status.max_bytes,
+        "segments": status.segments,
+        "blocking_cursor": blocking.filter(|cursor| cursor.position < status.durable_end).map(|cursor| &cursor.name),
+        "cursors": cursors,
+    })
+}
+
+fn part_details(part: &Part) -> Value {
+    let report = part.report();
+    let since = report.since.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    json!({
+        "name": part.name(),
+        "state": state_name(report.state),
+        "detail": report.detail,
+        "lag": report.lag.map(|lag| json!({"entries": lag.entries, "age_ms": lag.age_ms})),
+        "rejected": report.rejected,
+        "since": rfc3339(Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))),
+    })
+}
+
+/// `GET /health/live`: the process answers.
+pub(super) async fn live() -> Response {
+    reply::json(StatusCode::OK, &json!({"status": "alive"}))
+}
+
+/// `GET /health/ready`: whether new work should come here.
+pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
+    let journal = JournalState::of(&app.hub.journal.status());
+    let mqtt = mqtt_status(app.parts.mqtt.report().state);
+    let reason = if app.is_draining() {
+        "stopping"
+    } else if journal != JournalState::Ok {
+        match journal {
+            JournalState::Ok => "ok",
+            JournalState::Full => "the journal is full",
+            JournalState::Failed => "the journal failed",
+        }
+    } else if mqtt == Status::Unhealthy {
+        "the MQTT listener is not up"
+    } else {
+        return reply::json(StatusCode::OK, &json!({"status": "ready"}));
+    };
+    reply::json(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "not ready", "reason": reason}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_stops_acceptance_is_unhealthy() {
+        let check = |sink, mqtt, journal: JournalState, expected: Status| {
+            let all = [sink_status(sink), mqtt_status(mqtt), journal.status()];
+            assert_eq!(all.into_iter().max(), Some(expected), "{sink:?} {mqtt:?} {journal:?}");
+        };
+        check(PartState::Up, PartState::Up, JournalState::Ok, Status::Healthy);
+        check(PartState::Down, PartState::Up, JournalState::Ok, Status::Degraded);
+        check(PartState::Failed, PartState::Up, JournalState::Ok, Status::Degraded);
+        check(PartState::Up, PartState::Down, JournalState::Ok, Status::Unhealthy);
+        check(PartState::Up, PartState::Up, JournalState::Full, Status::Unhealthy);
+        check(PartState::Up, PartState::Up, JournalState::Failed, Status::Unhealthy);
+    }
+}

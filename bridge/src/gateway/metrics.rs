@@ -1,0 +1,162 @@
+//! `/metrics`: the Prometheus text format (version 0.0.4).
+//!
+//! What the broker and the journal count themselves is read at each scrape and written here; what other parts
+//! record through the `metrics` facade is appended as its exporter renders it.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+
+use super::reply;
+use super::routes::App;
+
+/// What a family of samples is.
+#[derive(Clone, Copy, Debug)]
+enum Type {
+    Counter,
+    Gauge,
+}
+
+/// Metric families in the text format.
+#[derive(Debug, Default)]
+struct Exposition(String);
+
+impl Exposition {
+    fn family(&mut self, name: &str, kind: Type, help: &str, samples: &[(Option<(&str, &str)>, u64)]) {
+        let kind = match kind {
+            Type::Counter => "counter",
+            Type::Gauge => "gauge",
+        };
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (label, value) in samples {
+            let _ = match label {
+                None => writeln!(self.0, "{name} {value}"),
+                Some((label, text)) => writeln!(self.0, "{name}{{{label}=\"{}\"}} {value}", escaped(text)),
+            };
+        }
+    }
+
+    fn one(&mut self, name: &str, kind: Type, help: &str, value: u64) {
+        self.family(name, kind, help, &[(None, value)]);
+    }
+}
+
+/// A label's value as the text format wants it.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// `GET /metrics`
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let mut out = Exposition::default();
+    broker(&app, &mut out);
+    journal(&app, &mut out);
+    parts(&app, &mut out);
+    gateway(&app, &mut out);
+    let mut text = out.0;
+    if let Some(handle) = &app.metrics {
+        text.push_str(&handle.render());
+    }
+    reply::typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
+}
+
+#[rustfmt::skip]
+fn broker(app: &App, out: &mut Exposition) {
+    use Type::{Counter, Gauge};
+    let stats = app.publisher.stats();
+    out.one("tidegate_mqtt_connections", Gauge, "Open MQTT connections.", stats.connections);
+    out.one("tidegate_mqtt_connections_total", Counter, "MQTT connections accepted.", stats.connections_total);
+    out.one("tidegate_mqtt_connections_refused_total", Counter, "MQTT connections refused.", stats.connections_refused_total);
+    out.one("tidegate_mqtt_sessions", Gauge, "MQTT sessions, connected or not.", stats.sessions);
+    out.one("tidegate_mqtt_subscriptions", Gauge, "MQTT subscriptions.", stats.subscriptions);
+    out.one("tidegate_mqtt_retained", Gauge, "Topics with a retained record.", stats.retained);
+    out.one("tidegate_mqtt_packets_received_total", Counter, "MQTT packets received.", stats.packets_in_total);
+    out.one("tidegate_mqtt_packets_sent_total", Counter, "MQTT packets sent.", stats.packets_out_total);
+    out.one("tidegate_mqtt_received_bytes_total", Counter, "Bytes received from MQTT clients.", stats.bytes_in_total);
+    out.one("tidegate_mqtt_sent_bytes_total", Counter, "Bytes sent to MQTT clients.", stats.bytes_out_total);
+    out.one("tidegate_publishes_accepted_total", Counter, "Publishes accepted.", stats.publishes_in_total);
+    out.one("tidegate_publishes_sent_total", Counter, "Publishes sent to MQTT subscribers.", stats.publishes_out_total);
+    out.one("tidegate_publishes_refused_total", Counter, "Publishes refused.", stats.publishes_refused_total);
+    out.one("tidegate_publishes_dropped_total", Counter, "Publishes to MQTT subscribers dropped.", stats.publishes_dropped_total);
+    out.one("tidegate_mqtt_protocol_errors_total", Counter, "MQTT connections closed for a protocol error.", stats.protocol_errors_total);
+}
+
+#[rustfmt::skip]
+fn journal(app: &App, out: &mut Exposition) {
+    use Type::{Counter, Gauge};
+    let status = app.hub.journal.status();
+    out.one("tidegate_journal_start_offset", Gauge, "Offset of the oldest kept entry.", status.start.0);
+    out.one("tidegate_journal_durable_end_offset", Gauge, "Every entry before this offset is on disk.", status.durable_end.0);
+    out.one("tidegate_journal_bytes", Gauge, "Size of all segments in bytes.", status.bytes);
+    out.one("tidegate_journal_max_bytes", Gauge, "Limit of the size of all segments in bytes.", status.max_bytes);
+    out.one("tidegate_journal_segments", Gauge, "Number of segments.", status.segments as u64);
+    out.one("tidegate_journal_full", Gauge, "1 while entries are refused because the journal is full.", u64::from(status.full));
+    out.one("tidegate_journal_failed", Gauge, "1 after a write or sync failed.", u64::from(status.failed.is_some()));
+    let cursors = |value: fn(&tidegate_broker::journal::CursorStatus, u64) -> u64| -> Vec<_> {
+        let samples = status.cursors.iter();
+        samples.map(|cursor| (Some(("cursor", cursor.name.as_str())), value(cursor, status.durable_end.0))).collect()
+    };
+    out.family("tidegate_journal_cursor_offset", Gauge, "Every entry before this offset is done for the cursor.",
+        &cursors(|cursor, _| cursor.position.0));
+    out.family("tidegate_journal_cursor_lag_entries", Gauge, "Entries between the cursor and the durable end.",
+        &cursors(|cursor, end| end.saturating_sub(cursor.position.0)));
+    out.family("tidegate_journal_cursor_lag_bytes", Gauge, "Bytes between the cursor and the durable end, from segment sizes.",
+        &cursors(|cursor, _| cursor.lag_bytes));
+    out.family("tidegate_journal_cursor_skipped_total", Counter, "Entries trimmed before the cursor had read them.",
+        &cursors(|cursor, _| cursor.skipped));
+}
+
+#[rustfmt::skip]
+fn parts(app: &App, out: &mut Exposition) {
+    use Type::{Counter, Gauge};
+    let reports: Vec<_> =
+        std::iter::once(&app.parts.mqtt).chain(&app.parts.sinks).map(|part| (part.name(), part.report())).collect();
+    let up: Vec<_> = reports.iter()
+        .map(|(name, report)| (Some(("part", *name)), u64::from(report.state == crate::health::State::Up)))
+        .collect();
+    out.family("tidegate_part_up", Gauge, "1 while the part works.", &up);
+    let lags: Vec<_> = reports.iter()
+        .filter_map(|(name, report)| report.lag.map(|lag| (Some(("sink", *name)), lag.age_ms)))
+        .collect();
+    out.family("tidegate_sink_lag_milliseconds", Gauge, "Age of the oldest record the sink has not yet delivered.", &lags);
+    let rejected: Vec<_> = reports.iter().skip(1)
+        .map(|(name, report)| (Some(("sink", *name)), report.rejected))
+        .collect();
+    out.family("tidegate_sink_rejected_total", Counter, "Records the destination will never take.", &rejected);
+}
+
+#[rustfmt::skip]
+fn gateway(app: &App, out: &mut Exposition) {
+    use Type::{Counter, Gauge};
+    let (counts, totals) = (app.hub.counts(), &app.hub.totals);
+    out.family("tidegate_gateway_subscribers", Gauge, "Open event streams and WebSockets.", &[
+        (Some(("kind", "event_stream")), counts.event_streams as u64),
+        (Some(("kind", "websocket")), counts.websockets as u64),
+    ]);
+    out.one("tidegate_gateway_subscribers_catching_up", Gauge, "Subscribers that read the journal themselves.", counts.catching_up as u64);
+    let total = |value: &std::sync::atomic::AtomicU64| value.load(Ordering::Relaxed);
+    out.one("tidegate_gateway_events_sent_total", Counter, "Records handed to event streams and WebSockets.", total(&totals.delivered));
+    out.one("tidegate_gateway_fell_behind_total", Counter, "Times a subscriber left the live tail because its queue was full.", total(&totals.fell_behind));
+    out.one("tidegate_gateway_subscribers_refused_total", Counter, "Subscribers refused because there were too many.", total(&totals.refused));
+    out.one("tidegate_gateway_broadcasts_dropped_total", Counter, "Broadcast frames not sent to a WebSocket that did not read.", total(&totals.control_dropped));
+    out.one("tidegate_gateway_read_errors_total", Counter, "Reads of the journal that failed.", total(&totals.read_errors));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_has_help_type_and_escaped_labels() {
+        let mut out = Exposition::default();
+        out.family("a_total", Type::Counter, "What it is.", &[(Some(("cursor", "x\"\\\n")), 3), (None, 4)]);
+        assert_eq!(
+            out.0,
+            "# HELP a_total What it is.\n# TYPE a_total counter\na_total{cursor=\"x\\\"\\\\\\n\"} 3\na_total 4\n"
+        );
+    }
+}

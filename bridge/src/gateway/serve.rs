@@ -1,0 +1,151 @@
+//! Holds the HTTP sockets: accepts, limits, serves, drains.
+//!
+//! [`accept`] returns when the gateway drains and every connection it accepted is done; aborting it cuts them.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tower_service::Service as _;
+
+use super::guard::Peer;
+use super::routes::{self, App};
+
+/// After this a peer that answers nothing is asked whether it is still there.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// The pause after the operating system could not give one more socket.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+const HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// Accepts until the gateway drains, then waits for the connections.
+pub(super) async fn accept(listener: TcpListener, app: Arc<App>) {
+    let mut drain = app.drain.clone();
+    let router = routes::router(Arc::clone(&app));
+    let places = Arc::new(Semaphore::new(app.config.connections_max));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = drain.begun() => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => match Arc::clone(&places).try_acquire_owned() {
+                Ok(place) => {
+                    let connection = Connection {
+                        router: router.clone(),
+                        peer,
+                        drain: drain.clone(),
+                        header_timeout: Duration::from_millis(app.config.header_timeout_ms),
+                        send_timeout: Duration::from_millis(app.config.send_timeout_ms),
+                    };
+                    connections.spawn(async move {
+                        connection.serve(stream).await;
+                        drop(place);
+                    });
+                }
+                Err(_) => refuse(stream).await,
+            },
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept an HTTP connection; raise the limit of open files if it is reached");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+    // WebSockets have left their HTTP connection behind.
+    app.sockets.all_closed().await;
+}
+
+/// Tells when the gateway begins to drain.
+#[derive(Clone, Debug)]
+pub(super) struct Drain(pub(super) watch::Receiver<bool>);
+
+impl Drain {
+    /// Whether it has begun.
+    pub(super) fn has_begun(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Waits until it begins, or the gateway is gone.
+    pub(super) async fn begun(&mut self) {
+        let _ = self.0.wait_for(|begun| *begun).await;
+    }
+}
+
+struct Connection {
+    router: Router,
+    peer: SocketAddr,
+    drain: Drain,
+    header_timeout: Duration,
+    send_timeout: Duration,
+}
+
+impl Connection {
+    async fn serve(mut self, stream: TcpStream) {
+        set_options(&stream, self.send_timeout);
+        let (router, peer) = (self.router, Peer(self.peer));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(peer);
+            let mut router = router.clone();
+            async move { Ok::<_, Infallible>(router.call(request).await.unwrap_or_else(|never| match never {})) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.header_timeout)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        let mut connection = std::pin::pin!(connection);
+        let served = tokio::select! {
+            served = connection.as_mut() => served,
+            () = self.drain.begun() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = served {
+            tracing::debug!(peer = %self.peer, %error, "an HTTP connection ended early");
+        }
+    }
+}
+
+/// A peer that takes nothing, or is gone without a word, loses its connection and not our memory.
+fn set_options(stream: &TcpStream, send_timeout: Duration) {
+    let socket = SockRef::from(stream);
+    let set = stream
+        .set_nodelay(true)
+        .and_then(|()| socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_IDLE)))
+        .and_then(|()| socket.set_tcp_user_timeout(Some(send_timeout)));
+    if let Err(error) = set {
+        tracing::debug!(%error, "a socket option could not be set");
+    }
+}
+
+/// One connection too many gets an answer, as far as its socket takes it at once.
+async fn refuse(mut stream: TcpStream) {
+    const BODY: &str = "{\"error\":\"too_many_connections\",\
+        \"detail\":\"too many connections (http.connections_max): try again later\"}";
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{BODY}",
+        BODY.len()
+    );
+    let _ = tokio::time::timeout(Duration::from_millis(100), stream.write_all(answer.as_bytes())).await;
+}

@@ -1,0 +1,219 @@
+//! One subscriber's own side: takes what the follower queued, or reads the journal until it has caught up.
+//!
+//! Reading happens in bounded chunks on a blocking thread, a few subscribers at a time. While a chunk is being
+//! read the interest does not change: [`Subscription::change_interest`] waits for the chunk first. Every method
+//! may be cancelled at an await and called again.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use tidegate_broker::journal::Reader;
+use tidegate_broker::record::Offset;
+
+use super::events::{Hub, Phase, Subscriber};
+use super::interest::Interest;
+
+/// Bytes of events handed over at once, and read at once while catching up.
+const CHUNK_BYTES: usize = 256 << 10;
+/// Bytes of entries looked at for one chunk: a narrow filter must not hold a thread for the whole journal.
+const SCAN_BYTES_MAX: usize = 8 << 20;
+
+/// What comes next for a subscriber.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Delivery {
+    /// Encoded records in offset order; empty when only the place has moved.
+    Events(Vec<Bytes>),
+    /// The entries of `from..to` were trimmed before they could be read.
+    Gap {
+        /// The first missing entry.
+        from: Offset,
+        /// The first entry that is there.
+        to: Offset,
+    },
+    /// The journal cannot be read; the subscriber cannot go on.
+    Failed(String),
+}
+
+struct Chunk {
+    reader: Reader,
+    next: Offset,
+    delivery: Delivery,
+    /// The durable end was reached.
+    at_end: bool,
+}
+
+type Reading = Pin<Box<dyn Future<Output = Result<Chunk, String>> + Send>>;
+
+/// One subscriber of the [`Hub`]; leaves it when dropped.
+pub(super) struct Subscription {
+    hub: Arc<Hub>,
+    subscriber: Arc<Subscriber>,
+    reader: Option<Reader>,
+    reading: Option<Reading>,
+    /// Finished early because the interest was to change; comes first.
+    finished: Option<Delivery>,
+    /// Set after a chunk that ended before the durable end: there is no need to ask the hub.
+    far_behind: bool,
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription").field("subscriber", &self.subscriber.id).finish_non_exhaustive()
+    }
+}
+
+impl Subscription {
+    pub(super) fn new(hub: Arc<Hub>, subscriber: Arc<Subscriber>) -> Self {
+        Self { hub, subscriber, reader: None, reading: None, finished: None, far_behind: false }
+    }
+
+    /// What the hub knows of it.
+    pub(super) fn subscriber(&self) -> &Arc<Subscriber> {
+        &self.subscriber
+    }
+
+    /// Every wanted record before it has come out of [`Subscription::next`].
+    pub(super) fn position(&self) -> Offset {
+        self.hub.position(&self.subscriber)
+    }
+
+    /// Waits for what comes next.
+    pub(super) async fn next(&mut self) -> Delivery {
+        loop {
+            if let Some(delivery) = self.finished.take() {
+                return self.counted(delivery);
+            }
+            if self.reading.is_some() {
+                let delivery = self.finish_reading().await;
+                return self.counted(delivery);
+            }
+            let (events, phase) = {
+                let mut state = self.subscriber.state();
+                (state.take(CHUNK_BYTES), state.phase)
+            };
+            if !events.is_empty() {
+                return self.counted(Delivery::Events(events));
+            }
+            match phase {
+                Phase::Live { .. } => self.subscriber.wake.notified().await,
+                Phase::CatchingUp(next) => {
+                    if self.far_behind || !self.hub.go_live(&self.subscriber, next) {
+                        self.reading = Some(self.read(next));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Changes what is wanted: see [`Hub::change_interest`].
+    pub(super) async fn change_interest(
+        &mut self,
+        change: impl FnOnce(&mut Interest, Offset) -> Option<Offset>,
+    ) {
+        if self.reading.is_some() {
+            let delivery = self.finish_reading().await;
+            self.finished = Some(delivery);
+        }
+        self.hub.change_interest(&self.subscriber, change);
+        self.far_behind = false;
+    }
+
+    fn counted(&self, delivery: Delivery) -> Delivery {
+        if let Delivery::Events(events) = &delivery {
+            let count = events.len() as u64;
+            self.subscriber.delivered.fetch_add(count, Ordering::Relaxed);
+            self.hub.totals.delivered.fetch_add(count, Ordering::Relaxed);
+        }
+        delivery
+    }
+
+    async fn finish_reading(&mut self) -> Delivery {
+        let Some(reading) = self.reading.as_mut() else { return Delivery::Events(Vec::new()) };
+        let chunk = reading.await;
+        self.reading = None;
+        match chunk {
+            Ok(chunk) => {
+                self.reader = Some(chunk.reader);
+                self.far_behind = !chunk.at_end;
+                self.subscriber.state().phase = Phase::CatchingUp(chunk.next);
+                chunk.delivery
+            }
+            Err(error) => {
+                self.hub.totals.read_errors.fetch_add(1, Ordering::Relaxed);
+                Delivery::Failed(error)
+            }
+        }
+    }
+
+    fn read(&mut self, next: Offset) -> Reading {
+        let (hub, interest) = (Arc::clone(&self.hub), Arc::clone(&self.subscriber.state().interest));
+        let reader = self.reader.take();
+        Box::pin(async move {
+            let permit = Arc::clone(&hub.reads).acquire_owned().await;
+            let read = tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                let reader = reader.unwrap_or_else(|| hub.journal.reader(next));
+                read_chunk(&hub, reader, &interest, next)
+            });
+            match read.await {
+                Ok(chunk) => chunk,
+                Err(error) => Err(format!("the journal could not be read: {error}")),
+            }
+        })
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.hub.remove(&self.subscriber);
+    }
+}
+
+/// Reads from `next` until a chunk is full, enough was looked at, or the durable end is reached.
+fn read_chunk(hub: &Hub, mut reader: Reader, interest: &Interest, next: Offset) -> Result<Chunk, String> {
+    let start = hub.journal.start();
+    if next < start {
+        let delivery = Delivery::Gap { from: next, to: start };
+        return Ok(Chunk { reader, next: start, delivery, at_end: false });
+    }
+    if reader.offset() != next {
+        reader.seek(next);
+    }
+    let (mut events, mut bytes, mut scanned, mut next) = (Vec::new(), 0, 0, next);
+    while bytes < CHUNK_BYTES && scanned < SCAN_BYTES_MAX {
+        let batch = match reader.next() {
+            Ok(Some(batch)) => batch,
+            Ok(None) => {
+                let delivery = Delivery::Events(events);
+                return Ok(Chunk { reader, next, delivery, at_end: true });
+            }
+            // What was read before the failure is delivered; the failure comes again with the next chunk.
+            Err(_) if next < hub.journal.start() || !events.is_empty() => break,
+            Err(error) => return Err(format!("the journal cannot be read at offset {next}: {error}")),
+        };
+        if batch.base() > next {
+            if events.is_empty() {
+                let delivery = Delivery::Gap { from: next, to: batch.base() };
+                return Ok(Chunk { reader, next: batch.base(), delivery, at_end: false });
+            }
+            break;
+        }
+        scanned += batch.entries_bytes();
+        let mut entries = batch.entries_from(next);
+        while bytes < CHUNK_BYTES
+            && let Some((appended, entry)) = entries.next()
+        {
+            next = appended.offset.plus(1);
+            let tidegate_broker::record::Entry::Record(record) = entry else { continue };
+            if let Some(form) = interest.form(appended.offset, record.topic) {
+                let event = hub.encoder.encode(form, appended.offset, &record);
+                bytes += event.len();
+                events.push(event);
+            }
+        }
+    }
+    Ok(Chunk { reader, next, delivery: Delivery::Events(events), at_end: false })
+}
