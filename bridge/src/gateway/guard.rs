@@ -21,7 +21,7 @@ use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use subtle::ConstantTimeEq as _;
-use tidegate_broker::auth::Access;
+use tidegate_broker::auth::{Access, Denied};
 use tokio::sync::Semaphore;
 
 use super::Config;
@@ -65,6 +65,13 @@ enum Credentials {
     Malformed,
 }
 
+/// Why a password does not let in.
+#[derive(Debug)]
+enum PasswordError {
+    NothingToCheckAgainst,
+    Refused(Refusal),
+}
+
 impl Guard {
     pub(super) fn new(config: &Config, access: Arc<Access>, operator_token: Option<String>) -> Self {
         let origins = config.allowed_origins.iter().map(|origin| origin.to_ascii_lowercase());
@@ -89,7 +96,11 @@ impl Guard {
                 if std::str::from_utf8(&password).is_ok_and(|token| self.check_token(token).is_ok()) {
                     return Ok(());
                 }
-                self.check_password(peer, username, password).await
+                match self.check_password(username, password).await {
+                    Ok(()) => Ok(()),
+                    Err(PasswordError::NothingToCheckAgainst) => self.check_address(peer, headers),
+                    Err(PasswordError::Refused(refusal)) => Err(refusal),
+                }
             }
             Credentials::Malformed => Err(Refusal::new(
                 StatusCode::UNAUTHORIZED,
@@ -115,21 +126,23 @@ impl Guard {
         }
     }
 
-    async fn check_password(&self, peer: IpAddr, username: String, password: Vec<u8>) -> Result<(), Refusal> {
+    /// Asks for somebody at no address, so that only the password can be the reason to let in: where no passwords
+    /// are configured, what was sent counts for nothing and the address decides.
+    async fn check_password(&self, username: String, password: Vec<u8>) -> Result<(), PasswordError> {
         let _turn = self.password_checks.acquire().await;
         let access = Arc::clone(&self.access);
-        let checked =
-            tokio::task::spawn_blocking(move || access.connect(peer, Some(&username), Some(&password))).await;
-        match checked {
+        let check = move || access.connect(SOMEBODY, Some(&username), Some(&password));
+        match tokio::task::spawn_blocking(check).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(denied)) => Err(unauthorized("bad_credentials", &denied.to_string())),
+            Ok(Err(Denied::NotAuthorised)) => Err(PasswordError::NothingToCheckAgainst),
+            Ok(Err(denied @ Denied::BadCredentials)) => {
+                Err(PasswordError::Refused(unauthorized("bad_credentials", &denied.to_string())))
+            }
             Err(error) => {
                 tracing::error!(%error, "a password check failed");
-                Err(Refusal::new(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "internal",
-                    "the password was not checked",
-                ))
+                let detail = "the password could not be checked";
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                Err(PasswordError::Refused(Refusal::new(status, "internal", detail)))
             }
         }
     }
