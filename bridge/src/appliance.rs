@@ -230,6 +230,9 @@ impl From<server::StartError> for StartError {
                 Self::Listen { address, key: "TIDEGATE_MQTT_LISTEN", error }
             }
             server::StartError::Restore(error) => Self::Restore(error),
+            server::StartError::System(error) => {
+                Self::Internal { part: "the broker's thread", error: error.to_string() }
+            }
         }
     }
 }
