@@ -141,6 +141,7 @@ fn refusal(error: PublishError) -> Refusal {
         PublishError::Refused(Refused::Failed) => {
             Refusal::unavailable("journal_failed", error.to_string(), REFUSED_RETRY_S)
         }
+        PublishError::TooLarge => Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", error.to_string()),
         PublishError::Busy => Refusal::unavailable("busy", error.to_string(), BUSY_RETRY_S),
         PublishError::Stopped => Refusal::unavailable("stopping", error.to_string(), REFUSED_RETRY_S),
     }
