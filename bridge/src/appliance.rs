@@ -25,8 +25,10 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::runtime::Runtime;
 
 use crate::config::{Config, period};
+use crate::gateway::{self, Gateway, Wiring};
 use crate::health::{Part, State};
 
+use journal_watch::JournalWatch;
 use signals::Signal;
 use sinks::Sinks;
 
@@ -141,7 +143,7 @@ pub fn run(config: &Config) -> Result<(), StartError> {
         period(config.drain_timeout)
     );
     signals.end_at_once(&runtime);
-    appliance.drain(config.drain_timeout);
+    appliance.drain(config.drain_timeout, &runtime);
     drop(entered);
     runtime.shutdown_background();
     tracing::info!("drained");
@@ -151,10 +153,11 @@ pub fn run(config: &Config) -> Result<(), StartError> {
 /// Everything that runs.
 struct Appliance {
     journal: Journal,
-    watch: journal_watch::JournalWatch,
+    watch: JournalWatch,
     access: Arc<Access>,
     server: Server,
     sinks: Sinks,
+    gateway: Gateway,
 }
 
 impl Appliance {
@@ -167,9 +170,11 @@ impl Appliance {
                 config.mqtt.limits.connections
             );
         }
-        let _metrics = metrics(runtime)?;
+        let metrics = metrics(runtime)?;
         folder::make(&config.data_dir)?;
         let access = Arc::new(Access::new(config.auth.anonymous, passwords(config)?));
+        let operator_token = gateway::operator_token(&config.data_dir)
+            .map_err(|error| StartError::Folder { path: config.data_dir.clone(), error })?;
 
         let (journal, appender) = {
             let path = config.data_dir.join("journal");
@@ -178,8 +183,7 @@ impl Appliance {
             Journal::open(storage, config.journal.clone())
                 .map_err(|error| StartError::Journal { path, error })?
         };
-        let journal_part = Part::new("journal");
-        let watch = journal_watch::JournalWatch::start(&journal, journal_part.clone());
+        let watch = JournalWatch::start(&journal);
 
         let state = FileStorage::open(&config.data_dir.join("broker"))
             .map_err(|error| folder::refused(&config.data_dir, error))?;
@@ -189,15 +193,25 @@ impl Appliance {
             limits: config.mqtt.limits,
         };
         let server = Server::start(options, journal.clone(), appender, state)?;
-        let mqtt_part = Part::new("mqtt");
-        mqtt_part.set(State::Up, None);
+        let mqtt = Part::new("mqtt");
+        mqtt.set(State::Up, None);
 
         let sinks = Sinks::start(config, &journal)?;
-        Ok(Self { journal, watch, access, server, sinks })
+        let wiring = Wiring {
+            journal: journal.clone(),
+            publisher: Arc::new(server.handle()),
+            access: Arc::clone(&access),
+            operator_token: Some(operator_token),
+            parts: gateway::Parts { mqtt, sinks: sinks.parts() },
+            metrics: Some(metrics),
+        };
+        let gateway = runtime.block_on(gateway::start(config.http.clone(), wiring))?;
+        Ok(Self { journal, watch, access, server, sinks, gateway })
     }
 
     fn announce(&self, config: &Config) {
-        let lines = announce::Lines { config, mqtt: self.server.mqtt_address(), http: config.http.listen };
+        let lines =
+            announce::Lines { config, mqtt: self.server.mqtt_address(), http: self.gateway.address() };
         print!("{lines}");
     }
 
@@ -213,11 +227,12 @@ impl Appliance {
     }
 
     /// Ends every part in the order of the data. What is not done by the deadline lies in the journal.
-    fn drain(self, timeout: Duration) {
+    fn drain(self, timeout: Duration, runtime: &Runtime) {
         let deadline = Instant::now() + timeout;
         signals::end_after(timeout + Duration::from_secs(1));
         self.server.drain(timeout / 2);
         self.sinks.drain(deadline - timeout / 10);
+        runtime.block_on(self.gateway.drain(deadline.saturating_duration_since(Instant::now())));
         self.watch.stop();
         self.journal.close();
     }
@@ -229,9 +244,25 @@ impl From<server::StartError> for StartError {
             server::StartError::Listen { address, error } => {
                 Self::Listen { address, key: "TIDEGATE_MQTT_LISTEN", error }
             }
-            server::StartError::Restore(error) => Self::Restore(error),
             server::StartError::System(error) => {
                 Self::Internal { part: "the broker's thread", error: error.to_string() }
+            }
+            server::StartError::Restore(error) => Self::Restore(error),
+        }
+    }
+}
+
+impl From<gateway::StartError> for StartError {
+    fn from(error: gateway::StartError) -> Self {
+        match error {
+            gateway::StartError::Listen { address, error } => {
+                Self::Listen { address, key: "TIDEGATE_HTTP_LISTEN", error }
+            }
+            gateway::StartError::Config(mistakes) => {
+                Self::Internal { part: "the HTTP gateway", error: mistakes.join("; ") }
+            }
+            gateway::StartError::Thread(error) => {
+                Self::Internal { part: "the HTTP gateway", error: error.to_string() }
             }
         }
     }

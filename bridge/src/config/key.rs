@@ -10,8 +10,8 @@ use tidegate_broker::journal::FullPolicy;
 
 use crate::kafka::HeaderStyle;
 
-use super::kafka::{OrDefault, Properties, Routes, TopicRetention};
-use super::kind::{Address, Choice, Count, Kind, Millis, Period, Seconds, Size, Switch, Sync, Text};
+use super::kafka_values::{OrDefault, Properties, Routes, TopicRetention};
+use super::kind::{Address, Choice, Count, Kind, List, Millis, Period, Seconds, Size, Switch, Sync, Text};
 use super::{Config, LogFormat, source};
 
 /// A value as it was written, before it is known what it should be.
@@ -104,6 +104,7 @@ macro_rules! key {
     };
 }
 
+const MOMENT: Duration = Duration::from_millis(10);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -119,7 +120,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key!(
         "name",
-        name,
+        http.platform,
         Text,
         "The platform this instance belongs to, as shown to its clients. Also REALTIME_PLATFORM_NAME."
     )
@@ -183,6 +184,110 @@ pub(super) const KEYS: &[Key] = &[
         "Bytes waiting to be sent to one client; a slower reader is served from the journal until it has caught up."
     ),
     key!("http.listen", http.listen, Address, "Where HTTP, WebSocket and SSE are accepted. Also HOST and PORT."),
+    key!(
+        "http.service_name",
+        http.service_name,
+        Text,
+        "What the service calls itself in /health and in events."
+    ),
+    key!(
+        "http.allowed_origins",
+        http.allowed_origins,
+        List,
+        "Web pages of these origins, as in https://dash.example, may use the gateway from a browser; its own pages \
+         always may. Requests from others are answered 403."
+    ),
+    key!(
+        "http.allowed_hosts",
+        http.allowed_hosts,
+        List,
+        "Names besides localhost and IP addresses under which a browser on this machine may reach the gateway without \
+         credentials; under another name it is answered 403 (protection from DNS rebinding)."
+    ),
+    key!(
+        "http.ingest_topic",
+        http.ingest_topic,
+        Text,
+        "The Topic Name that POST /ingest publishes to; empty refuses it with 503."
+    ),
+    key!(
+        "http.max_connections",
+        http.connections_max,
+        Count { min: 1, max: 1_000_000 },
+        "Open HTTP connections; one more is answered 503 and closed."
+    ),
+    key!(
+        "http.max_subscribers",
+        http.subscribers_max,
+        Count { min: 1, max: 1_000_000 },
+        "Event streams and WebSockets at one time; one more is answered 503."
+    ),
+    key!(
+        "http.max_filters",
+        http.filters_max,
+        Count { min: 1, max: 100_000 },
+        "Topic Filters of one subscriber; one more is answered 400, or an error frame."
+    ),
+    key!(
+        "http.max_queue_bytes",
+        http.queue_bytes_max,
+        Size { min: 4 << 10, max: 1 << 30 },
+        "Bytes waiting for one subscriber; a slower one is served from the journal until it has caught up."
+    ),
+    key!(
+        "http.max_body_bytes",
+        http.body_bytes_max,
+        Size { min: 1, max: 256 << 20 },
+        "Size of one request body; a larger one is answered 413."
+    ),
+    key!(
+        "http.max_frame_bytes",
+        http.frame_bytes_max,
+        Size { min: 1 << 10, max: 256 << 20 },
+        "Size of one frame from a WebSocket; a larger one closes it with 1009."
+    ),
+    key!(
+        "http.header_timeout",
+        http.header_timeout_ms,
+        Millis(Period { min: MOMENT, max: HOUR }),
+        "Time for the head of a request; then the connection is closed."
+    ),
+    key!(
+        "http.body_timeout",
+        http.body_timeout_ms,
+        Millis(Period { min: MOMENT, max: HOUR }),
+        "Time for the body of a request; then it is answered 408."
+    ),
+    key!(
+        "http.publish_timeout",
+        http.publish_timeout_ms,
+        Millis(Period { min: MOMENT, max: HOUR }),
+        "Time for a publish to become durable; then it is answered 503, although it may still become durable."
+    ),
+    key!(
+        "http.send_timeout",
+        http.send_timeout_ms,
+        Millis(Period { min: MOMENT, max: HOUR }),
+        "Time in which a connection must take what is sent to it; then it is closed."
+    ),
+    key!(
+        "http.retry",
+        http.retry_ms,
+        Millis(Period { min: MOMENT, max: HOUR }),
+        "How long a browser waits before it connects to the event stream again."
+    ),
+    key!(
+        "http.status_interval",
+        http.status_interval_ms,
+        Millis(Period { min: MOMENT, max: HOUR }),
+        "Time between two status_update events on an event stream."
+    ),
+    key!(
+        "http.ping_interval",
+        http.ping_interval_ms,
+        Millis(Period { min: MOMENT, max: HOUR }),
+        "Time between two pings to a WebSocket; one that is silent for three of them is closed."
+    ),
     key!(
         "auth.anonymous",
         auth.anonymous,
@@ -433,7 +538,7 @@ pub(super) fn document(mut write: impl FnMut(&Key, &mut String)) -> String {
 /// parameters if it is surely one, else nothing.
 pub(super) fn redacted(shown: &str) -> String {
     if let Ok(Raw::Table(properties)) = source::value(shown) {
-        return super::kafka::shown(&properties);
+        return super::kafka_values::shown(&properties);
     }
     plain_url(shown.trim_matches('"')).map_or_else(|| "\"***\"".to_owned(), |url| format!("\"{url}\""))
 }

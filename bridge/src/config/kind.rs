@@ -81,7 +81,6 @@ impl Kind<bool> for Switch {
 }
 
 /// Any number of texts: a TOML list, or one text with commas.
-#[allow(dead_code)]
 pub(super) struct List;
 
 impl Kind<Vec<String>> for List {
