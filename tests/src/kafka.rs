@@ -1,1 +1,541 @@
-//! kafka.
+//! The pump and the Kafka sink from a real journal into a real Kafka, checked with a consumer.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Headers, Message};
+use rdkafka::{ClientConfig, Offset as KafkaOffset, TopicPartitionList};
+use tidegate::health::{Part, State};
+use tidegate::kafka::{Config, KafkaSink};
+use tidegate::pump;
+use tidegate::route::{KeyRule, RouteConfig};
+use tidegate_broker::journal::{Appender, FileStorage, FullPolicy, Journal, Options, StartAt, SyncPolicy};
+use tidegate_broker::record::{Append, Entry, Offset, Properties, Qos, Record, Timestamp};
+use tidegate_broker::topic::TopicName;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::support::services::{self, Own, Service};
+use crate::support::{self, unique};
+
+/// Longer than anything here takes on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(90);
+
+/// What the topics of one test begin with, and no other's.
+fn prefix() -> String {
+    format!("{}-", unique("t"))
+}
+
+/// Kafka at `servers` with the usual routes to topics that begin with `prefix`.
+fn config(servers: &str, prefix: &str) -> Config {
+    let mut config = Config { bootstrap_servers: servers.into(), ..Config::default() };
+    for route in &mut config.routes {
+        route.topic = format!("{prefix}{}", route.topic);
+    }
+    config
+}
+
+/// A journal in a folder of its own, and the place to fill it.
+struct Filled {
+    journal: Journal,
+    appender: Appender,
+    _folder: tempfile::TempDir,
+}
+
+impl Filled {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options {
+            segment_bytes: 4 << 20,
+            max_bytes: 1 << 30,
+            max_age: None,
+            full: FullPolicy::Refuse,
+            sync: SyncPolicy::Never,
+            tail_bytes: 1 << 20,
+            batch_bytes: 64 << 10,
+        };
+        let (journal, appender) = Journal::open(FileStorage::open(folder.path()).unwrap(), options).unwrap();
+        Self { journal, appender, _folder: folder }
+    }
+
+    fn append(&mut self, client: &str, topic: &str, properties: &[u8], payload: &[u8]) -> Offset {
+        let record = Record {
+            time: Timestamp(now_ms()),
+            client,
+            topic: TopicName::new(topic).unwrap(),
+            properties: Properties::from_encoded(properties),
+            payload,
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            packet_id: 1,
+        };
+        self.appender.append(&Entry::Record(record)).unwrap().offset
+    }
+
+    /// Waits until everything appended is durable.
+    async fn settle(&mut self) {
+        let end = self.appender.end();
+        eventually("the journal syncs", || {
+            self.appender.submit();
+            self.journal.durable_end() >= end
+        })
+        .await;
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    u64::try_from(since.as_millis()).unwrap()
+}
+
+/// A pump at work.
+struct Carrying {
+    part: Part,
+    drain: watch::Sender<Option<tokio::time::Instant>>,
+    task: JoinHandle<()>,
+}
+
+impl Carrying {
+    fn start(journal: &Journal, config: &Config) -> Self {
+        let part = Part::new("kafka");
+        let sink = KafkaSink::new(config, journal.id(), part.clone()).unwrap();
+        let (drain, signal) = watch::channel(None);
+        let (journal, told) = (journal.clone(), part.clone());
+        let task = tokio::spawn(async move {
+            let cursor = journal.cursor("kafka", StartAt::Oldest).unwrap();
+            pump::carry(&journal, &cursor, sink, told, signal).await;
+        });
+        Self { part, drain, task }
+    }
+
+    async fn until_delivered(&self, journal: &Journal) {
+        let cursor = journal.cursor("kafka", StartAt::Oldest).unwrap();
+        eventually("everything is confirmed", || cursor.position() == journal.durable_end()).await;
+    }
+
+    async fn drain(self) {
+        self.drain.send_replace(Some(tokio::time::Instant::now() + Duration::from_secs(20)));
+        self.task.await.unwrap();
+    }
+}
+
+/// Waits until `condition` holds; fails after [`DEADLINE`].
+async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    support::eventually(what, DEADLINE, async || condition().then_some(())).await;
+}
+
+/// A Kafka record as a consumer sees it.
+#[derive(Debug)]
+struct Consumed {
+    topic: String,
+    partition: i32,
+    key: Option<String>,
+    value: Option<Vec<u8>>,
+    time: Option<i64>,
+    headers: Vec<(String, String)>,
+}
+
+impl Consumed {
+    fn of(message: &impl Message) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let headers = message.headers().map(|headers| {
+            headers.iter().map(|header| (header.key.into(), text(header.value.unwrap()))).collect()
+        });
+        Self {
+            topic: message.topic().into(),
+            partition: message.partition(),
+            key: message.key().map(text),
+            value: message.payload().map(Into::into),
+            time: message.timestamp().to_millis(),
+            headers: headers.unwrap_or_default(),
+        }
+    }
+
+    fn header(&self, name: &str) -> &str {
+        &self.headers.iter().find(|(key, _)| key == name).unwrap_or_else(|| panic!("no header {name}")).1
+    }
+
+    fn value_text(&self) -> &str {
+        std::str::from_utf8(self.value.as_ref().unwrap()).unwrap()
+    }
+}
+
+/// Everything that lies in `topics`, in the order of each partition.
+async fn consume(servers: &str, topics: &[String]) -> Vec<Consumed> {
+    let (servers, topics) = (servers.to_owned(), topics.to_vec());
+    tokio::task::spawn_blocking(move || consume_blocking(&servers, &topics)).await.unwrap()
+}
+
+fn consume_blocking(servers: &str, topics: &[String]) -> Vec<Consumed> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", servers)
+        .set("group.id", unique("t"))
+        .set("enable.auto.commit", "false")
+        .create()
+        .unwrap();
+    let mut assigned = TopicPartitionList::new();
+    let mut left = 0;
+    for topic in topics {
+        let metadata = consumer.fetch_metadata(Some(topic), DEADLINE).unwrap();
+        for partition in metadata.topics()[0].partitions() {
+            let (low, high) = consumer.fetch_watermarks(topic, partition.id(), DEADLINE).unwrap();
+            left += high - low;
+            assigned.add_partition_offset(topic, partition.id(), KafkaOffset::Beginning).unwrap();
+        }
+    }
+    consumer.assign(&assigned).unwrap();
+    let (mut consumed, begun) = (Vec::new(), Instant::now());
+    while left > 0 {
+        assert!(begun.elapsed() < DEADLINE, "{left} records were not consumed within {DEADLINE:?}");
+        if let Some(message) = consumer.poll(Duration::from_millis(200)) {
+            consumed.push(Consumed::of(&message.unwrap()));
+            left -= 1;
+        }
+    }
+    consumed
+}
+
+fn admin(servers: &str) -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", servers).create().unwrap()
+}
+
+/// A record, and where it is to arrive.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    client: &'a str,
+    topic: &'a str,
+    payload: &'a [u8],
+    kafka: &'a str,
+    key: &'a str,
+}
+
+/// The content type `application/json`, and the user property `room` = `é1`.
+const JSON_FROM_A_ROOM: &[u8] = b"\x03\x00\x10application/json\x26\x00\x04room\x00\x03\xc3\xa91";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_arrive_unchanged_with_topic_key_headers_and_time() {
+    let (servers, prefix) = (services::kafka(), prefix());
+    let mut filled = Filled::new();
+    let large: Vec<u8> = (0..200 << 10).map(|byte: u32| byte.to_le_bytes()[1]).collect();
+    let json: &[u8] = br#"{"device":"sensor01","temp":23.5,"timestamp":"2025-07-27T14:30:00Z"}"#;
+    let before = i64::try_from(now_ms()).unwrap();
+    let case = |client, topic, payload, kafka, key| Case { client, topic, payload, kafka, key };
+    let cases: [Case<'_>; 7] = [
+        case("c1", "sensors/temperature", json, "sensors", "c1"),
+        case("c1", "sensors/sensor01/temperature", b"23.5", "sensors", "sensor01"),
+        case("c2", "iot/sensors", "Temperature: 22.5°C".as_bytes(), "mqtt", "c2"),
+        case("c2", "devices/sensor01/status", b"online", "devices", "sensor01"),
+        case("c2", "étage/1", b"", "mqtt", "c2"),
+        case("c3", "commands/valve/open", b"\x00\xff", "commands", "valve"),
+        case("c3", "alerts/high", &large, "alerts", "c3"),
+    ];
+    for Case { client, topic, payload, .. } in cases {
+        let properties: &[u8] = if payload == json { JSON_FROM_A_ROOM } else { b"" };
+        filled.append(client, topic, properties, payload);
+    }
+    filled.appender.append(&Entry::Control(b"no record")).unwrap();
+    filled.settle().await;
+    let carrying = Carrying::start(&filled.journal, &config(servers, &prefix));
+    carrying.until_delivered(&filled.journal).await;
+    assert_eq!(carrying.part.report().state, State::Up);
+    carrying.drain().await;
+
+    let topics = ["sensors", "commands", "alerts", "devices", "mqtt"].map(|topic| format!("{prefix}{topic}"));
+    let consumed = consume(servers, &topics).await;
+    assert_eq!(consumed.len(), cases.len(), "control entries stay here");
+    let id = format!("{:032x}", filled.journal.id().0);
+    for (offset, Case { client, topic, payload, kafka, key }) in cases.into_iter().enumerate() {
+        let found = consumed
+            .iter()
+            .find(|record| record.header("ce_id") == format!("{id}-{offset}"))
+            .unwrap_or_else(|| panic!("the record of {topic} is missing"));
+        assert_eq!(found.topic, format!("{prefix}{kafka}"));
+        assert_eq!(found.key.as_deref(), Some(key), "{topic}");
+        assert_eq!(found.value.as_deref(), Some(payload), "{topic}");
+        assert_eq!(found.header("ce_subject"), topic);
+        assert_eq!(found.header("ce_specversion"), "1.0");
+        assert_eq!(found.header("ce_type"), "io.tidegate.publish");
+        assert_eq!(found.header("ce_source"), format!("/tidegate/clients/{client}"));
+        let time = found.time.unwrap();
+        assert!((before..before + 60_000).contains(&time), "the time of acceptance");
+        assert!(found.header("ce_time").ends_with(&format!(".{:03}Z", time % 1000)));
+        if payload == json {
+            assert_eq!(found.header("content-type"), "application/json");
+            assert_eq!(found.header("room"), "é1");
+        }
+    }
+}
+
+/// Fails if a device's numbers do not all arrive, first occurrences in order. Returns how many came more than once.
+fn check_sequences(consumed: &[Consumed], expected: &HashMap<String, u64>) -> usize {
+    let (mut next, mut repeated) = (BTreeMap::<&str, u64>::new(), 0);
+    for record in consumed {
+        let next = next.entry(record.key.as_deref().unwrap()).or_default();
+        let number: u64 = record.value_text().parse().unwrap();
+        assert!(number <= *next, "{:?}: {number} came before {next}", record.key);
+        if number == *next { *next += 1 } else { repeated += 1 }
+    }
+    for (device, count) in expected {
+        assert_eq!(next.get(device.as_str()), Some(count), "{device}");
+    }
+    repeated
+}
+
+/// Appends `rounds` readings of each of `devices`, and counts them in `sent`.
+fn append_readings(filled: &mut Filled, devices: usize, rounds: u64, sent: &mut HashMap<String, u64>) {
+    for _ in 0..rounds {
+        for device in 0..devices {
+            let device = format!("d{device}");
+            let number = sent.entry(device.clone()).or_default();
+            filled.append("gateway", &format!("sensors/{device}/count"), b"", number.to_string().as_bytes());
+            *number += 1;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_device_keeps_its_order_and_stays_in_one_partition() {
+    let (servers, prefix) = (services::kafka(), prefix());
+    let (mut filled, mut sent) = (Filled::new(), HashMap::new());
+    let config = config(servers, &prefix);
+    append_readings(&mut filled, 50, 200, &mut sent);
+    filled.settle().await;
+    let carrying = Carrying::start(&filled.journal, &config);
+    // The second half goes in while the pump is at the tail.
+    for _ in 0..20 {
+        append_readings(&mut filled, 50, 10, &mut sent);
+        filled.appender.submit();
+    }
+    filled.settle().await;
+    carrying.until_delivered(&filled.journal).await;
+    carrying.drain().await;
+
+    let consumed = consume(servers, &[format!("{prefix}sensors")]).await;
+    assert_eq!(check_sequences(&consumed, &sent), 0, "nothing failed, so nothing comes twice");
+    let mut partitions = HashMap::new();
+    for record in &consumed {
+        let first = *partitions.entry(&record.key).or_insert(record.partition);
+        assert_eq!(first, record.partition, "{:?}", record.key);
+    }
+    assert_eq!(
+        partitions.values().collect::<std::collections::HashSet<_>>().len(),
+        3,
+        "all partitions are used"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pump_goes_on_where_the_one_before_it_drained() {
+    let (servers, prefix) = (services::kafka(), prefix());
+    let (mut filled, mut sent) = (Filled::new(), HashMap::new());
+    let config = config(servers, &prefix);
+    for _ in 0..3 {
+        append_readings(&mut filled, 5, 400, &mut sent);
+        filled.settle().await;
+        let carrying = Carrying::start(&filled.journal, &config);
+        eventually("it connects", || carrying.part.report().state == State::Up).await;
+        carrying.drain().await;
+    }
+    let carrying = Carrying::start(&filled.journal, &config);
+    carrying.until_delivered(&filled.journal).await;
+    carrying.drain().await;
+    let consumed = consume(servers, &[format!("{prefix}sensors")]).await;
+    assert_eq!(check_sequences(&consumed, &sent), 0, "a drain leaves nothing in flight");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_topics_are_created_as_configured_and_others_left_alone() {
+    let (servers, prefix) = (services::kafka(), prefix());
+    let admin = admin(servers);
+    let existing = format!("{prefix}alerts");
+    let new = NewTopic::new(&existing, 1, TopicReplication::Fixed(1)).set("retention.ms", "7777000");
+    admin.create_topics([&new], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+
+    let mut filled = Filled::new();
+    filled.append("c", "sensors/d/x", b"", b"1");
+    filled.append("c", "alerts/low", b"", b"2");
+    filled.append("c", "x/y", b"", b"3");
+    filled.settle().await;
+    let mut config = config(servers, &prefix);
+    config.topics.partitions = 5;
+    config.topics.retention_ms = 3_600_000;
+    let carrying = Carrying::start(&filled.journal, &config);
+    carrying.until_delivered(&filled.journal).await;
+    carrying.drain().await;
+
+    let metadata = admin.inner().fetch_metadata(None, DEADLINE).unwrap();
+    let mut found = BTreeMap::new();
+    for topic in metadata.topics().iter().filter(|topic| topic.name().starts_with(&prefix)) {
+        let resource = ResourceSpecifier::Topic(topic.name());
+        let described = admin.describe_configs([&resource], &AdminOptions::new()).await.unwrap();
+        let retention = described[0].as_ref().unwrap().get("retention.ms").unwrap().value.clone().unwrap();
+        found.insert(
+            topic.name().trim_start_matches(&prefix).to_owned(),
+            (topic.partitions().len(), retention),
+        );
+    }
+    let hour = |partitions| (partitions, "3600000".to_owned());
+    let expected = [
+        ("alerts", (1, "7777000".to_owned())),
+        ("commands", hour(5)),
+        ("devices", hour(5)),
+        ("mqtt", hour(5)),
+        ("sensors", hour(5)),
+    ];
+    let expected: BTreeMap<_, _> =
+        expected.into_iter().map(|(name, shape)| (name.to_owned(), shape)).collect();
+    assert_eq!(found, expected, "the routes' topics, and none that a device invented");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_kafka_will_never_take_is_rejected_and_the_rest_goes_on() {
+    let (servers, prefix) = (services::kafka(), prefix());
+    let mut filled = Filled::new();
+    let mut config = config(servers, &prefix);
+    config.record_bytes_max = 100_000;
+    let too_large = vec![b'x'; 150_000];
+    filled.append("c", "sensors/d/x", b"", b"before");
+    filled.append("c", "sensors/d/x", b"", &too_large);
+    filled.append("c", "sensors/d/x", b"", b"after");
+    filled.settle().await;
+    let carrying = Carrying::start(&filled.journal, &config);
+    carrying.until_delivered(&filled.journal).await;
+    eventually("the reject shows", || carrying.part.report().state == State::Degraded).await;
+    let report = carrying.part.report();
+    assert_eq!(report.rejected, 1);
+    let detail = report.detail.unwrap();
+    assert!(detail.contains("offset 1") && detail.contains("sensors/d/x"), "{detail}");
+    assert!(detail.contains("150000 bytes") && detail.contains("kafka.record_bytes_max"), "{detail}");
+
+    // The topic's limit shrinks below ours while the producer runs: it asks again instead of losing neighbours.
+    let topic = format!("{prefix}sensors");
+    let altered = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("max.message.bytes", "20000");
+    admin(servers).alter_configs([&altered], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+    for number in 0..10 {
+        filled.append("c", "sensors/d/x", b"", format!("small {number}").as_bytes());
+    }
+    filled.append("c", "sensors/d/x", b"", &too_large[..50_000]);
+    filled.append("c", "sensors/d/x", b"", b"last");
+    filled.settle().await;
+    carrying.until_delivered(&filled.journal).await;
+    assert_eq!(carrying.part.report().rejected, 2);
+    carrying.drain().await;
+
+    let consumed = consume(servers, &[topic]).await;
+    let mut values: Vec<_> = consumed.iter().map(|record| record.value_text().to_owned()).collect();
+    values.dedup();
+    let mut expected = vec!["before".to_owned(), "after".to_owned()];
+    expected.extend((0..10).map(|number| format!("small {number}")));
+    expected.push("last".into());
+    assert_eq!(values, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_no_route_wants_stays_here_and_mistakes_are_told_at_once() {
+    let (servers, prefix) = (services::kafka(), prefix());
+    let mut filled = Filled::new();
+    let mut config = config(servers, &prefix);
+    let topic = format!("{prefix}only");
+    config.routes = vec![RouteConfig { filter: "a/+".into(), topic: topic.clone(), key: KeyRule::Topic }];
+    filled.append("c", "a/b", b"", b"1");
+    filled.append("c", "b/a", b"", b"2");
+    filled.settle().await;
+    let carrying = Carrying::start(&filled.journal, &config);
+    carrying.until_delivered(&filled.journal).await;
+    carrying.drain().await;
+    let consumed = consume(servers, &[topic]).await;
+    assert_eq!(consumed.len(), 1);
+    assert_eq!((consumed[0].key.as_deref(), consumed[0].value_text()), (Some("a/b"), "1"));
+
+    config.linger_ms = u32::MAX;
+    config.routes.clear();
+    let mistakes = KafkaSink::new(&config, filled.journal.id(), Part::new("kafka")).unwrap_err();
+    assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+}
+
+/// Does something slow to a Kafka of the test's own, where blocking is allowed.
+async fn with(kafka: &Arc<Own>, act: fn(&Own)) {
+    let kafka = Arc::clone(kafka);
+    tokio::task::spawn_blocking(move || act(&kafka)).await.unwrap();
+}
+
+async fn own_kafka() -> Arc<Own> {
+    tokio::task::spawn_blocking(|| Arc::new(Own::start(Service::Kafka))).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_is_lag_and_nothing_is_lost_or_reordered() {
+    let kafka = own_kafka().await;
+    let (mut filled, mut sent) = (Filled::new(), HashMap::new());
+    let config = config(&kafka.url(), &prefix());
+    let carrying = Carrying::start(&filled.journal, &config);
+    append_readings(&mut filled, 20, 100, &mut sent);
+    filled.settle().await;
+    carrying.until_delivered(&filled.journal).await;
+
+    // Stopped while records are on their way, and kept away until that is noticed.
+    append_readings(&mut filled, 20, 100, &mut sent);
+    filled.appender.submit();
+    with(&kafka, Own::stop).await;
+    append_readings(&mut filled, 20, 2_000, &mut sent);
+    filled.settle().await;
+    eventually("the outage shows", || carrying.part.report().state == State::Down).await;
+    let report = carrying.part.report();
+    let detail = report.detail.unwrap();
+    assert!(detail.contains(&kafka.url()) && detail.contains("cannot be reached"), "{detail}");
+    eventually("lag grows", || {
+        carrying.part.report().lag.is_some_and(|lag| lag.entries >= 40_000 && lag.age_ms > 0)
+    })
+    .await;
+
+    with(&kafka, Own::start_again).await;
+    append_readings(&mut filled, 20, 100, &mut sent);
+    filled.settle().await;
+    carrying.until_delivered(&filled.journal).await;
+    eventually("it is up again, without lag", || {
+        let report = carrying.part.report();
+        report.state == State::Up && report.lag.is_some_and(|lag| lag.entries == 0)
+    })
+    .await;
+    carrying.drain().await;
+
+    let topic = config.routes[0].topic.clone();
+    let consumed = consume(&kafka.url(), &[topic]).await;
+    let repeated = check_sequences(&consumed, &sent);
+    println!("sent {}, consumed {}, repeated {repeated}", sent.values().sum::<u64>(), consumed.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_nothing_flows_health_tells_that_kafka_went_away_and_came_back() {
+    let kafka = own_kafka().await;
+    let filled = Filled::new();
+    let config = config(&kafka.url(), &prefix());
+    let carrying = Carrying::start(&filled.journal, &config);
+    eventually("it connects", || carrying.part.report().state == State::Up).await;
+    with(&kafka, Own::stop).await;
+    eventually("the outage shows", || carrying.part.report().state == State::Down).await;
+    with(&kafka, Own::start_again).await;
+    eventually("it is back", || carrying.part.report().state == State::Up).await;
+    carrying.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_was_never_there_is_named_with_what_to_do() {
+    let mut filled = Filled::new();
+    filled.append("c", "sensors/d/x", b"", b"1");
+    filled.settle().await;
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let carrying = Carrying::start(&filled.journal, &config(&format!("127.0.0.1:{port}"), &prefix()));
+    eventually("it is told", || carrying.part.report().state == State::Down).await;
+    let report = carrying.part.report();
+    let detail = report.detail.unwrap();
+    assert!(detail.contains(&format!("127.0.0.1:{port} cannot be reached")), "{detail}");
+    assert!(detail.contains("Connection refused") && detail.contains("bootstrap_servers"), "{detail}");
+    assert_eq!(report.lag.unwrap().entries, 1);
+    carrying.drain().await;
+}

@@ -167,6 +167,8 @@ impl Config {
         client
             .set("enable.idempotence", "true")
             .set("message.timeout.ms", "0")
+            // Also the sign of life while nothing flows: a broker that is away shows within this time.
+            .set("topic.metadata.refresh.interval.ms", "30000")
             .set("queue.buffering.max.messages", RECORDS_HELD_MAX.to_string())
             // The Java clients' partitioner: the same key finds the same partition whoever produces.
             .set("partitioner", "murmur2_random");

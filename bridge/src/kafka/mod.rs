@@ -20,7 +20,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use tidegate_broker::journal::JournalId;
 use tidegate_broker::record::{Batch, Offset, Record};
 use tokio::runtime::Handle;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 
 use crate::health::Part;
@@ -52,6 +52,9 @@ pub struct KafkaSink {
     told: Option<String>,
     /// When something was confirmed, or first written after all was confirmed.
     progress_at: Instant,
+    /// Whether any broker can be reached anew: brokers close idle connections, which alone is no trouble. Kept here
+    /// because whoever waits for it may be dropped.
+    check: Option<JoinHandle<Result<(), SinkError>>>,
     /// A broker refused a record as too large that our own limit had let through; once is answered by asking for the
     /// limit again, twice by believing it.
     limit_doubted_at: Option<Offset>,
@@ -104,6 +107,7 @@ impl KafkaSink {
             trouble: None,
             told: None,
             progress_at: Instant::now(),
+            check: None,
             limit_doubted_at: None,
         })
     }
@@ -114,6 +118,7 @@ impl KafkaSink {
         self.trouble = None;
         self.told = None;
         self.last_reason = None;
+        self.check = None;
         if let Some(producer) = self.producer.take() {
             // It joins librdkafka's threads.
             spawn_blocking(move || drop(producer)).await.expect("dropping a producer does not panic");
@@ -299,11 +304,15 @@ impl Sink for KafkaSink {
             if let Err(error) = self.listen() {
                 return error;
             }
-            if self.trouble.take().is_some() {
-                // Brokers close idle connections: only if none can be reached anew, it is lost.
+            let suspicious = self.trouble.take().is_some() || self.last_reason.take().is_some();
+            if suspicious && self.check.is_none() {
                 let config = self.config.clone();
-                let reached = spawn_blocking(move || topics::reach(&config)).await;
-                if let Err(error) = reached.expect("reaching does not panic") {
+                self.check = Some(spawn_blocking(move || topics::reach(&config).map(drop)));
+            }
+            if let Some(check) = &mut self.check {
+                let reached = check.await.expect("reaching does not panic");
+                self.check = None;
+                if let Err(error) = reached {
                     return error;
                 }
             }
