@@ -2,10 +2,11 @@
 //!
 //! A cursor never passes the durable end and never moves back. The journal is trimmed below the slowest *saved*
 //! position only, so that a cursor read back after a crash still finds its entries. The file is replaced as a
-//! whole:
+//! whole. It also tells how far the journal was synced when it was written, so that a later recovery that finds
+//! less knows of the damage:
 //!
 //! ```text
-//! magic[8] | u32 version | u32 crc of what follows | u128 journal id | u32 count
+//! magic[8] | u32 version | u32 crc of what follows | u128 journal id | u64 synced | u32 count
 //! | (u64 position | u64 skipped | u16 name bytes | name)*
 //! ```
 
@@ -43,8 +44,8 @@ pub(super) struct State {
 }
 
 impl State {
-    fn new(position: Offset, skipped: u64) -> Arc<Self> {
-        let (position, saved) = (AtomicU64::new(position.0), AtomicU64::new(position.0));
+    fn new(position: Offset, saved: Offset, skipped: u64) -> Arc<Self> {
+        let (position, saved) = (AtomicU64::new(position.0), AtomicU64::new(saved.0));
         Arc::new(Self { position, saved, skipped: AtomicU64::new(skipped) })
     }
 
@@ -66,12 +67,30 @@ impl State {
     }
 }
 
-/// A cursor as the file holds it.
+/// What the file holds.
 #[derive(Debug)]
 pub(super) struct Saved {
+    pub(super) id: JournalId,
+    /// Every entry before it was synced.
+    pub(super) synced: Offset,
+    pub(super) cursors: Vec<SavedCursor>,
+}
+
+/// A cursor as the file holds it.
+#[derive(Debug)]
+pub(super) struct SavedCursor {
     pub(super) name: String,
     pub(super) position: Offset,
     pub(super) skipped: u64,
+}
+
+/// How far the file of cursors may go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ends {
+    /// Every entry before it is synced.
+    pub(super) synced: Offset,
+    /// Positions are saved up to here only: one beyond the end that a crash leaves would look like damage.
+    pub(super) positions: Offset,
 }
 
 /// Whether every cursor has passed some offset.
@@ -87,10 +106,10 @@ pub(super) enum Passed {
 
 impl Cursors {
     /// The cursors in the file, whose first bytes may lie before `start`: those have missed entries.
-    pub(super) fn restored(saved: Vec<Saved>, start: Offset) -> Self {
+    pub(super) fn restored(saved: Vec<SavedCursor>, start: Offset) -> Self {
         let cursors = Self::default();
         for saved in saved {
-            let state = State::new(saved.position, saved.skipped);
+            let state = State::new(saved.position, saved.position, saved.skipped);
             cursors.skip(&saved.name, &state, start);
             cursors.locked().insert(saved.name, state);
         }
@@ -156,19 +175,26 @@ impl Cursors {
         if let Some(state) = all.get(name) {
             return (state.clone(), false);
         }
-        let state = State::new(position(), 0);
+        // Nothing is saved yet, and where nothing is synced yet it may not be saved as far as it stands.
+        let state = State::new(position(), Offset(0), 0);
         all.insert(name.to_owned(), state.clone());
         (state, true)
     }
 
-    /// Writes the file. Positions are saved up to `synced` only: a saved position beyond the end that a crash
-    /// leaves would look like damage.
-    pub(super) fn save(&self, storage: &dyn Storage, id: JournalId, synced: Offset) -> io::Result<()> {
+    /// Writes the file, without the cursor called `without`.
+    pub(super) fn save(
+        &self,
+        storage: &dyn Storage,
+        id: JournalId,
+        ends: Ends,
+        without: Option<&str>,
+    ) -> io::Result<()> {
         let _one_at_a_time = self.saving.lock().expect("no thread panics while it saves cursors");
         self.dirty.store(false, Ordering::Release);
-        let all = self.all();
-        let saved: Vec<_> = all.iter().map(|(_, state)| state.position().min(synced)).collect();
-        let result = storage::replace_file(storage, FILE, &encode(id, &all, &saved));
+        let mut all = self.all();
+        all.retain(|(name, _)| without != Some(name));
+        let saved: Vec<_> = all.iter().map(|(_, state)| state.position().min(ends.positions)).collect();
+        let result = storage::replace_file(storage, FILE, &encode(id, ends.synced, &all, &saved));
         let behind = all.iter().zip(&saved).any(|((_, state), saved)| state.position() > *saved);
         if result.is_err() || behind {
             self.soil();
@@ -181,9 +207,10 @@ impl Cursors {
     }
 }
 
-fn encode(id: JournalId, all: &[(String, Arc<State>)], saved: &[Offset]) -> Vec<u8> {
+fn encode(id: JournalId, synced: Offset, all: &[(String, Arc<State>)], saved: &[Offset]) -> Vec<u8> {
     let mut bytes = vec![0; HEADER_BYTES];
     bytes.extend(id.0.to_le_bytes());
+    bytes.extend(synced.0.to_le_bytes());
     bytes.extend(
         u32::try_from(all.len()).expect("fewer than 4 billion cursors fit into memory").to_le_bytes(),
     );
@@ -203,13 +230,13 @@ fn encode(id: JournalId, all: &[(String, Arc<State>)], saved: &[Offset]) -> Vec<
 }
 
 /// What the file holds. `Err` says at which byte it is damaged.
-pub(super) fn decode(bytes: &[u8]) -> Result<(JournalId, Vec<Saved>), usize> {
+pub(super) fn decode(bytes: &[u8]) -> Result<Saved, usize> {
     let (header, body) = bytes.split_at_checked(HEADER_BYTES).ok_or(bytes.len())?;
     if header[0..8] != MAGIC || format::u32_at(header, 8) != VERSION {
         return Err(0);
     }
     if format::u32_at(header, 12) != format::crc(0, body) {
-        return Err(HEADER_BYTES);
+        return Err(12);
     }
     let mut rest = body;
     let mut take = |count: usize| -> Result<&[u8], usize> {
@@ -219,19 +246,20 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(JournalId, Vec<Saved>), usize> {
     };
     let id = take(16)?;
     let id = u128::from(format::u64_at(id, 0)) | u128::from(format::u64_at(id, 8)) << 64;
+    let synced = Offset(format::u64_at(take(8)?, 0));
     let count = format::u32_at(take(4)?, 0);
     let mut cursors = Vec::new();
     for _ in 0..count {
         let fixed = take(18)?;
         let name = take(usize::from(u16::from_le_bytes([fixed[16], fixed[17]])))?;
         let name = std::str::from_utf8(name).map_err(|_| HEADER_BYTES)?.to_owned();
-        cursors.push(Saved {
+        cursors.push(SavedCursor {
             name,
             position: Offset(format::u64_at(fixed, 0)),
             skipped: format::u64_at(fixed, 8),
         });
     }
-    Ok((JournalId(id), cursors))
+    Ok(Saved { id: JournalId(id), synced, cursors })
 }
 
 /// A named durable reading position. What lies before it is done and may be trimmed.
@@ -255,20 +283,25 @@ impl Cursor {
             }
         });
         let cursor = Self { shared: shared.clone(), state };
-        if made {
-            // Were it forgotten in a crash, it would begin at a later end and miss what lies between.
+        // Were it forgotten in a crash, it would begin at a later end and miss what lies between. Saving may have
+        // failed when it was made: then it is still dirty.
+        if made || shared.cursors.is_dirty() {
             cursor.save()?;
         }
         Ok(cursor)
     }
 
     pub(super) fn remove(shared: &Shared, name: &str) -> Result<(), CursorError> {
-        if shared.cursors.locked().remove(name).is_none() {
+        if !shared.cursors.locked().contains_key(name) {
             return Err(CursorError::Unknown(name.to_owned()));
         }
-        let saved = shared.save_cursors();
+        // While the file still holds it, so must the journal what it has not read.
+        shared.save_cursors(Some(name))?;
+        shared.cursors.locked().remove(name);
+        // Another save may have put it back into the file meanwhile.
+        shared.cursors.soil();
         shared.handover.poke();
-        Ok(saved?)
+        Ok(())
     }
 
     /// Every entry before it is done.
@@ -299,6 +332,6 @@ impl Cursor {
     ///
     /// If the file cannot be written. The old file stays, and the positions in memory hold.
     pub fn save(&self) -> Result<(), CursorError> {
-        Ok(self.shared.save_cursors()?)
+        Ok(self.shared.save_cursors(None)?)
     }
 }

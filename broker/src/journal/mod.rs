@@ -38,7 +38,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use appender::Appender;
 use appender::Handover;
 pub use cursors::Cursor;
-use cursors::Cursors;
+use cursors::{Cursors, Ends};
 pub use reader::Reader;
 use segment::Segment;
 pub use storage::{Call, FileStorage, MemoryStorage, Storage, StorageFile, read_file, replace_file};
@@ -362,7 +362,8 @@ impl Journal {
     ///
     /// # Errors
     ///
-    /// If the name is empty or longer than 1,024 bytes, or a new cursor cannot be saved.
+    /// If the name is empty or longer than 1,024 bytes, or a new cursor cannot be saved. Such a cursor holds its
+    /// place until the journal is closed; ask again for it.
     pub fn cursor(&self, name: &str, start: StartAt) -> Result<Cursor, CursorError> {
         Cursor::open(&self.shared, name, start)
     }
@@ -371,7 +372,7 @@ impl Journal {
     ///
     /// # Errors
     ///
-    /// If there is none, or the file cannot be written; then it may be there again after a restart.
+    /// If there is none, or the file cannot be written; then the cursor stays.
     pub fn remove_cursor(&self, name: &str) -> Result<(), CursorError> {
         Cursor::remove(&self.shared, name)
     }
@@ -542,13 +543,14 @@ impl Shared {
         behind.map(|segment| segment.readable() - segment.position_near(offset)).sum()
     }
 
-    /// Saves all cursors; where durable does not mean synced, only up to what is synced.
-    fn save_cursors(&self) -> io::Result<()> {
-        let synced = match self.options.sync {
+    /// Saves all cursors but `without`; where durable does not mean synced, only up to what is synced.
+    fn save_cursors(&self, without: Option<&str>) -> io::Result<()> {
+        let synced = Offset(self.synced.load(Ordering::Acquire));
+        let positions = match self.options.sync {
             SyncPolicy::Always => self.durable_end(),
-            SyncPolicy::Interval(_) | SyncPolicy::Never => Offset(self.synced.load(Ordering::Acquire)),
+            SyncPolicy::Interval(_) | SyncPolicy::Never => synced,
         };
-        self.cursors.save(&*self.storage, self.id, synced)
+        self.cursors.save(&*self.storage, self.id, Ends { synced, positions }, without)
     }
 }
 

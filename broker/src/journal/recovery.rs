@@ -2,12 +2,13 @@
 //!
 //! Sealed segments are trusted by their footers and must connect. The last segment is read frame by frame. At its
 //! first bad frame the journal ends, unless something proves that entries from there on had been synced: a later
-//! frame or mark whose `durable_before` lies beyond, or a saved cursor. Then this is damage, and the journal
+//! frame or mark whose `durable_before` lies beyond, a saved cursor, or what the file of cursors knows of the end. Then this is damage, and the journal
 //! refuses to open. Otherwise the rest is the torn tail of a crash and is dropped.
 //!
 //! The limit of this: of the last group of batches that was synced before a crash nothing on disk proves that it
-//! was, until the next group is written, an idle second leaves a mark, or the journal is closed. Damage exactly
-//! there looks like a torn tail.
+//! was, until the next group is written or an idle second leaves a mark. Damage exactly there looks like a torn
+//! tail; so does, after a crash, a file that lost its end together with the proof that lay there. After an orderly
+//! close everything is proved.
 //!
 //! What survived although it may never have been synced is written again and synced before it counts as durable:
 //! after a failed sync the operating system may hold pages for clean that are not on disk.
@@ -18,7 +19,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::cursors::Saved;
+use super::cursors::{Saved, SavedCursor};
 use super::format::{
     FRAME_BYTES, Footer, Frame, HeaderFault, Kind, SEGMENT_HEADER_BYTES, SegmentHeader, TRAILER_BYTES,
     find_frame,
@@ -42,7 +43,7 @@ pub(super) struct Recovered {
     pub(super) end: Offset,
     /// What the newest mark proves to be synced.
     pub(super) marked: Offset,
-    pub(super) cursors: Vec<Saved>,
+    pub(super) cursors: Vec<SavedCursor>,
 }
 
 /// Finds the journal in `storage`, or makes one.
@@ -65,9 +66,7 @@ pub(super) fn recover(storage: &dyn Storage, now: Timestamp) -> Result<Recovered
     }
 }
 
-type SavedCursors = Option<(JournalId, Vec<Saved>)>;
-
-fn read_cursors(storage: &dyn Storage, exists: bool) -> Result<SavedCursors, OpenError> {
+fn read_cursors(storage: &dyn Storage, exists: bool) -> Result<Option<Saved>, OpenError> {
     if !exists {
         return Ok(None);
     }
@@ -81,15 +80,14 @@ fn read_cursors(storage: &dyn Storage, exists: bool) -> Result<SavedCursors, Ope
     })
 }
 
-fn begin(storage: &dyn Storage, saved: SavedCursors, now: Timestamp) -> Result<Recovered, OpenError> {
-    let cursors = saved.map(|(_, cursors)| cursors).unwrap_or_default();
-    if let Some(Saved { name, position, .. }) = cursors.iter().find(|cursor| cursor.position.0 > 0) {
-        return Err(OpenError::Damaged {
-            file: storage.display(cursors::FILE),
-            at: 0,
-            found: format!("cursor `{name}` stands at entry {position}, but there are no segments"),
-        });
+fn begin(storage: &dyn Storage, saved: Option<Saved>, now: Timestamp) -> Result<Recovered, OpenError> {
+    if let Some(saved) = &saved
+        && saved.synced.0 > 0
+    {
+        let found = format!("it knows of {} entries on disk, but there are no segments", saved.synced);
+        return Err(damaged(storage, cursors::FILE, 0, &found));
     }
+    let cursors = saved.map(|saved| saved.cursors).unwrap_or_default();
     let id = fresh_id();
     let header = SegmentHeader { id, base: Offset(0), created: now, salt: fresh_salt() };
     let active = create(storage, header)?;
@@ -101,7 +99,7 @@ fn resume(
     storage: &dyn Storage,
     sealed: &[Offset],
     last: Offset,
-    saved: SavedCursors,
+    saved: Option<Saved>,
     now: Timestamp,
 ) -> Result<Recovered, OpenError> {
     let mut segments = VecDeque::new();
@@ -113,15 +111,12 @@ fn resume(
     let (header, file) = open_segment(storage, last)?;
     check_connected(storage, segments.back(), &header)?;
     let id = header.id;
-    let cursors = match saved {
-        Some((of, _)) if of != id => {
-            return Err(OpenError::Foreign { file: storage.display(cursors::FILE) });
-        }
-        Some((_, cursors)) => cursors,
-        None => Vec::new(),
-    };
+    if saved.as_ref().is_some_and(|saved| saved.id != id) {
+        return Err(OpenError::Foreign { file: storage.display(cursors::FILE) });
+    }
     let scan = Scan::run(storage, header, file)?;
-    scan.refuse_damage(storage, &cursors)?;
+    scan.refuse_damage(storage, saved.as_ref())?;
+    let cursors = saved.map(|saved| saved.cursors).unwrap_or_default();
     let (end, marked, is_sealed) = (scan.end, scan.durable_before, scan.footer.is_some());
     let mut active = scan.settle(storage)?;
     segments.push_back(active.segment.clone());
@@ -186,20 +181,22 @@ fn read_sealed(storage: &dyn Storage, base: Offset) -> Result<Segment, OpenError
     let length = file.len().map_err(read)?;
     let trailer_at = length.saturating_sub(TRAILER_BYTES as u64);
     let no_footer =
-        || damaged(storage, &name, trailer_at, "a later segment exists, but its footer is not readable");
+        |at| damaged(storage, &name, at, "a later segment exists, but its footer is not readable");
     let mut trailer = [0; TRAILER_BYTES];
     file.read_at(&mut trailer, trailer_at).map_err(read)?;
-    let position = Footer::position(&trailer).filter(|at| *at < length).ok_or_else(no_footer)?;
+    let position = Footer::position(&trailer).filter(|at| *at < length);
+    let position = position.ok_or_else(|| no_footer(trailer_at))?;
     let Found::Frame(frame, body) =
         FrameReader::new(file, header.salt, position).next(length).map_err(read)?
     else {
-        return Err(no_footer());
+        return Err(no_footer(position));
     };
     let footer = Footer::decode(&body).filter(|footer| {
         let ends = footer.position == position && position + frame.bytes() as u64 == length;
         frame.kind == Kind::Footer && ends && footer.end == frame.base
     });
-    Ok(Segment::sealed(header, footer.ok_or_else(no_footer)?, length))
+    let footer = footer.ok_or_else(|| no_footer(position))?;
+    Ok(Segment::sealed(header, footer, length))
 }
 
 /// The last segment, frame by frame.
@@ -215,6 +212,8 @@ struct Scan {
     /// The most that any frame proves to be synced, and where the frames begin that nothing proves.
     durable_before: Offset,
     doubtful_from: u64,
+    /// The end of the last batch, where marks may follow.
+    batches_end: u64,
     footer: Option<Footer>,
 }
 
@@ -237,6 +236,7 @@ impl Scan {
             newest: header.created,
             durable_before: header.base,
             doubtful_from: SEGMENT_HEADER_BYTES as u64,
+            batches_end: SEGMENT_HEADER_BYTES as u64,
             footer: None,
         };
         while scan.footer.is_none() {
@@ -255,11 +255,13 @@ impl Scan {
 
     fn take(&mut self, frame: &Frame, body: &Bytes) {
         if frame.durable_before >= frame.base {
-            self.doubtful_from = self.position;
+            // Entries are proved, not marks: one left out would be a hole between the entries around it.
+            self.doubtful_from = self.batches_end;
         }
         self.durable_before = self.durable_before.max(frame.durable_before);
         match frame.kind {
             Kind::Batch => {
+                self.batches_end = self.position + frame.bytes() as u64;
                 self.segment.remember(frame.base, self.position);
                 self.newest = Timestamp(self.newest.0.max(frame.time.0));
             }
@@ -271,27 +273,26 @@ impl Scan {
     }
 
     /// Refuses if something proves that entries from the end on had been synced.
-    fn refuse_damage(&self, storage: &dyn Storage, saved: &[Saved]) -> Result<(), OpenError> {
+    fn refuse_damage(&self, storage: &dyn Storage, saved: Option<&Saved>) -> Result<(), OpenError> {
         let name = &self.segment.name;
-        if let Some(Saved { name: cursor, position, .. }) =
-            saved.iter().find(|cursor| cursor.position > self.end)
-        {
-            let found = format!(
-                "entry {} is not readable, but cursor `{cursor}` had already passed it and stands at {position}",
-                self.end
-            );
-            return Err(damaged(storage, name, self.position, &found));
+        let (end, at) = (self.end, self.position);
+        let refuse = |proof: String| {
+            Err(damaged(storage, name, at, &format!("entry {end} is not readable, but {proof}")))
+        };
+        let saved_cursors = saved.map_or(&[][..], |saved| &saved.cursors);
+        if let Some(cursor) = saved_cursors.iter().find(|cursor| cursor.position > end) {
+            let (name, position) = (&cursor.name, cursor.position);
+            return refuse(format!("cursor `{name}` had already passed it and stands at {position}"));
+        }
+        if let Some(saved) = saved.filter(|saved| saved.synced > end) {
+            let file = storage.display(cursors::FILE);
+            return refuse(format!("{file} proves that every entry before {} was on disk", saved.synced));
         }
         let later = self.later_proof().map_err(|error| io_error(storage, "read", name, error))?;
         match later {
             None => Ok(()),
-            Some((at, durable_before)) => {
-                let found = format!(
-                    "entry {} is not readable, but byte {at} proves that every entry before {durable_before} was \
-                     on disk",
-                    self.end
-                );
-                Err(damaged(storage, name, self.position, &found))
+            Some((at, before)) => {
+                refuse(format!("byte {at} proves that every entry before {before} was on disk"))
             }
         }
     }
@@ -344,7 +345,6 @@ impl Scan {
         if cut {
             self.file.set_len(self.position)?;
         }
-        // A mark is doubtful as well: left out, it would be a hole between the entries around it.
         let mut from = self.doubtful_from;
         while from < self.position {
             let bytes = (self.position - from).min(CHUNK_BYTES);

@@ -55,6 +55,13 @@ impl Tail {
         (batch.base() <= offset).then(|| batch.clone())
     }
 
+    /// How many batches are held, and the memory they take.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> (usize, usize) {
+        let batches = self.locked();
+        (batches.queue.len(), batches.bytes)
+    }
+
     fn locked(&self) -> MutexGuard<'_, Batches> {
         self.batches.lock().expect("no thread panics while it holds the tail")
     }

@@ -1,6 +1,7 @@
 //! Tests of the whole journal.
 
 mod damage;
+mod faults;
 mod limits;
 mod world;
 

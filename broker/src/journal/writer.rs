@@ -110,7 +110,7 @@ impl Writer {
         let ended = self.sync().and_then(|()| self.mark()).and_then(|()| self.active.sync());
         if let Err(error) = ended {
             self.fail("sync", &error);
-        } else if let Err(error) = self.shared.save_cursors() {
+        } else if let Err(error) = self.shared.save_cursors(None) {
             tracing::error!(%error, "the cursors could not be saved: sinks will repeat what they did since");
         }
     }
@@ -208,7 +208,8 @@ impl Writer {
     fn roll(&mut self) -> io::Result<()> {
         let now = self.shared.now();
         let before = self.active.position();
-        self.active.seal(self.end, self.synced, now)?;
+        let newest = if self.written.is_empty() { self.active.segment.newest() } else { now };
+        self.active.seal(self.end, self.synced, newest)?;
         self.synced = self.end;
         self.shared.synced.store(self.synced.0, Ordering::Release);
         self.synced_at = now;
@@ -288,7 +289,7 @@ impl Writer {
     }
 
     fn save_cursors(&self) {
-        if let Err(error) = self.shared.save_cursors() {
+        if let Err(error) = self.shared.save_cursors(None) {
             tracing::error!(%error, "the cursors could not be saved; tried again in a second");
         }
     }
