@@ -65,12 +65,15 @@ async fn version(
     client: &impl tokio_postgres::GenericClient,
     config: &Config,
 ) -> Result<Option<i32>, tokio_postgres::Error> {
-    let table = format!("\"{}\".migration", config.internal_schema());
-    let exists = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&table]).await?;
+    // Not `to_regclass`, which may answer from a cache that does not know yet what was committed a moment ago.
+    let exists = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+        WHERE n.nspname = $1 AND c.relname = 'migration')";
+    let exists = client.query_one(exists, &[&config.internal_schema()]).await?;
     if !exists.get::<_, bool>(0) {
         return Ok(None);
     }
-    let row = client.query_one(&format!("SELECT coalesce(max(version), 0) FROM {table}"), &[]).await?;
+    let newest = format!("SELECT coalesce(max(version), 0) FROM \"{}\".migration", config.internal_schema());
+    let row = client.query_one(&newest, &[]).await?;
     Ok(Some(row.get(0)))
 }
 
@@ -87,7 +90,7 @@ fn housekeeping(config: &Config) -> String {
     let internal = config.internal_schema();
     let schema = |name: &str, comment: &str| {
         format!(
-            "DO $$ BEGIN IF to_regnamespace('\"{name}\"') IS NULL THEN
+            "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = '{name}') THEN
                 CREATE SCHEMA \"{name}\";
                 COMMENT ON SCHEMA \"{name}\" IS '{comment}';
             END IF; END $$;\n"
@@ -106,6 +109,6 @@ fn filled(sql: &str, config: &Config) -> String {
     let internal = config.internal_schema();
     sql.replace("{schema}", &format!("\"{}\"", config.schema))
         .replace("{internal}", &format!("\"{internal}\""))
-        .replace("{internal_literal}", &format!("'\"{internal}\"'"))
+        .replace("{internal_literal}", &format!("'{internal}'"))
         .replace("{lock}", &LOCK.to_string())
 }

@@ -59,13 +59,12 @@ impl Session {
     /// Connects, brings the schema up to date, and reads the cursor.
     pub(super) async fn open(config: &Config, journal: JournalId) -> Result<Self, SinkError> {
         let target = config.target().map_err(SinkError::Operator)?;
-        // The library's own timeout counts for each address alone.
-        let connecting = target.connect(NoTls);
-        let (client, connection) =
-            match tokio::time::timeout(config.connect_timeout + GRACE, connecting).await {
-                Err(_) => return Err(timed_out("connecting", config.connect_timeout + GRACE, &target)),
-                Ok(connected) => connected.map_err(|error| sink_error(&error, "the connection", &target))?,
-            };
+        // The library's own timeout counts for each address alone, and not for what follows the connect.
+        let (wait, connecting) = (config.connect_timeout, target.connect(NoTls));
+        let (client, connection) = match tokio::time::timeout(wait, connecting).await {
+            Err(_) => return Err(timed_out("connecting", wait, &target)),
+            Ok(connected) => connected.map_err(|error| sink_error(&error, "the connection", &target))?,
+        };
         let connection = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 // The statement under way reports it as well, with what to do.

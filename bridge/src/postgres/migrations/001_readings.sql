@@ -53,7 +53,9 @@ BEGIN
     PERFORM pg_advisory_xact_lock({lock});
     WHILE day <= last_day LOOP
         name := 'readings_' || to_char(day, 'YYYY_MM_DD');
-        IF to_regclass({internal_literal} || '.' || quote_ident(name)) IS NULL THEN
+        -- Not to_regclass, which may answer from a cache that does not know yet what was committed a moment ago.
+        IF NOT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                WHERE n.nspname = {internal_literal} AND c.relname = name) THEN
             EXECUTE format('CREATE TABLE {internal}.%I (LIKE {schema}.readings INCLUDING DEFAULTS)', name);
             EXECUTE 'SELECT EXISTS (SELECT FROM {internal}.readings_default WHERE "time" >= $1 AND "time" < $2)'
                 INTO is_in_default USING day::timestamptz, (day + 1)::timestamptz;
@@ -119,7 +121,7 @@ COMMENT ON VIEW {schema}.latest_readings IS 'The latest reading of each metric o
 CREATE VIEW {schema}.device_status AS
 SELECT
     device,
-    max(btrim("text")) FILTER (WHERE metric = 'status') AS status,
+    max(btrim("text", E' \t\r\n')) FILTER (WHERE metric = 'status') AS status,
     max("time") FILTER (WHERE metric = 'status') AS status_since,
     max(received) AS last_seen,
     count(*) FILTER (WHERE metric <> 'status') AS metrics
