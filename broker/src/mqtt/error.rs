@@ -41,15 +41,25 @@ pub enum DecodeError {
     },
 }
 
-pub(super) type Checked<T> = Result<T, DecodeError>;
+/// What reading a part of a packet gives. A fault is a reference to a constant, so that the results on the way of a
+/// good packet stay small.
+pub(super) type Checked<T> = Result<T, &'static DecodeError>;
 
-pub(super) const fn malformed(what: &'static str, clause: &'static str) -> DecodeError {
-    DecodeError::Malformed { what, clause }
+/// A malformed packet: what is wrong, and the clause that says so.
+macro_rules! malformed {
+    ($what:expr, $clause:expr $(,)?) => {
+        &const { $crate::mqtt::DecodeError::Malformed { what: $what, clause: $clause } }
+    };
 }
 
-pub(super) const fn protocol(what: &'static str, clause: &'static str) -> DecodeError {
-    DecodeError::Protocol { what, clause }
+/// A Protocol Error: what is wrong, and the clause that says so.
+macro_rules! protocol {
+    ($what:expr, $clause:expr $(,)?) => {
+        &const { $crate::mqtt::DecodeError::Protocol { what: $what, clause: $clause } }
+    };
 }
+
+pub(super) use {malformed, protocol};
 
 impl DecodeError {
     /// The Reason Code for the DISCONNECT or CONNACK that ends the connection.
@@ -97,5 +107,12 @@ impl ConnectError {
 impl From<ConnectError> for DecodeError {
     fn from(error: ConnectError) -> Self {
         error.error
+    }
+}
+
+impl From<&'static Self> for DecodeError {
+    #[cold]
+    fn from(fault: &'static Self) -> Self {
+        *fault
     }
 }

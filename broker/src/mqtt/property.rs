@@ -163,10 +163,10 @@ fn walk<'a>(section: &'a [u8], place: Place, mut found: impl FnMut(u8, Value<'a>
     while !reader.is_empty() {
         let id = reader.u8()?;
         if !place.allowed.has(id) {
-            return Err(malformed("a property is unknown or not allowed in this packet", "2.2.2.2"));
+            return Err(malformed!("a property is unknown or not allowed in this packet", "2.2.2.2"));
         }
         if seen.has(id) && !place.repeatable.has(id) {
-            return Err(protocol("a property stands twice that may stand once", "2.2.2.2"));
+            return Err(protocol!("a property stands twice that may stand once", "2.2.2.2"));
         }
         seen = seen.with(id);
         found(id, value(id, &mut reader)?);
@@ -197,19 +197,20 @@ fn value<'a>(id: u8, reader: &mut Reader<'a>) -> Checked<Value<'a>> {
 
 fn response_topic(bytes: &[u8]) -> Checked<&str> {
     let text = text(bytes)?;
-    topic_name(bytes)
-        .map_err(|_| protocol("a Response Topic must be a Topic Name, without wildcards", "MQTT-3.3.2-14"))?;
+    topic_name(bytes).map_err(|_| {
+        protocol!("a Response Topic must be a Topic Name, without wildcards", "MQTT-3.3.2-14")
+    })?;
     Ok(text)
 }
 
 #[inline]
 fn number(id: u8, reader: &mut Reader<'_>) -> Checked<u32> {
-    const ZERO: DecodeError = protocol("a property is 0 that never may be", "2.2.2");
+    const ZERO: &DecodeError = protocol!("a property is 0 that never may be", "2.2.2");
     match id {
         id::MESSAGE_EXPIRY | id::SESSION_EXPIRY | id::WILL_DELAY => reader.u32(),
         id::SERVER_KEEP_ALIVE | id::TOPIC_ALIAS_MAXIMUM => reader.u16().map(u32::from),
         id::TOPIC_ALIAS => match reader.u16()? {
-            0 => Err(DecodeError::TopicAlias),
+            0 => Err(&DecodeError::TopicAlias),
             alias => Ok(u32::from(alias)),
         },
         // Sections 3.1.2.11.3 and 3.2.2.3.3.
@@ -227,7 +228,7 @@ fn number(id: u8, reader: &mut Reader<'_>) -> Checked<u32> {
         // The others are one byte that says yes or no; Maximum QoS too knows only 0 and 1.
         _ => match reader.u8()? {
             value @ (0 | 1) => Ok(u32::from(value)),
-            _ => Err(protocol("a property is neither 0 nor 1", "2.2.2")),
+            _ => Err(protocol!("a property is neither 0 nor 1", "2.2.2")),
         },
     }
 }
@@ -316,6 +317,11 @@ pub(super) fn read_publish(section: &[u8]) -> Checked<(WireProperties<'_>, Optio
     if section.is_empty() {
         return Ok((WireProperties::NONE, None));
     }
+    read_publish_section(section)
+}
+
+#[inline(never)]
+fn read_publish_section(section: &[u8]) -> Checked<(WireProperties<'_>, Option<u16>)> {
     let mut alias = None;
     let seen = walk(section, Place::PUBLISH, |id, value| {
         if let (id::TOPIC_ALIAS, Value::Number(value)) = (id, value) {
@@ -425,6 +431,12 @@ impl<'a> WireProperties<'a> {
     pub const fn subscription_ids(self) -> SubscriptionIds<'a> {
         // They do not travel, so where everything travels there is none.
         SubscriptionIds(Reader::new(if self.all_travel { &[] } else { self.bytes }))
+    }
+
+    /// Whether there is a Subscription Identifier.
+    #[inline]
+    pub(super) fn has_subscription_ids(self) -> bool {
+        !self.all_travel && self.subscription_ids().next().is_some()
     }
 
     /// Whether the payload is declared to be UTF-8 text (Payload Format Indicator 1).

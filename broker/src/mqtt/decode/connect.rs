@@ -19,15 +19,15 @@ const RESERVED: u8 = 0b0000_0001;
 pub(super) fn connect(body: &[u8]) -> Result<Connect<'_>, ConnectError> {
     let mut reader = Reader::new(body);
     let version = version(&mut reader).map_err(|error| ConnectError { error, version: None })?;
-    after_version(version, reader).map_err(|error| ConnectError { error, version: Some(version) })
+    after_version(version, reader).map_err(|error| ConnectError { error: *error, version: Some(version) })
 }
 
-fn version(reader: &mut Reader<'_>) -> Checked<Version> {
+fn version(reader: &mut Reader<'_>) -> Result<Version, DecodeError> {
     let name = reader.binary()?;
     let is_mqtt = match name {
         b"MQTT" => true,
         b"MQIsdp" => false,
-        _ => return Err(protocol("the Protocol Name is not MQTT", "MQTT-3.1.2-1")),
+        _ => return Err(*protocol!("the Protocol Name is not MQTT", "MQTT-3.1.2-1")),
     };
     match (is_mqtt, reader.u8()?) {
         (false, 3) => Ok(Version::V31),
@@ -44,7 +44,7 @@ fn after_version(version: Version, mut reader: Reader<'_>) -> Checked<Connect<'_
     let section = if version.is_v5() { reader.properties()? } else { &[] };
     let found = Found::read(section, Place::CONNECT)?;
     if found.authentication_data.is_some() && found.authentication_method.is_none() {
-        return Err(protocol("Authentication Data needs an Authentication Method", "3.1.2.11.10"));
+        return Err(protocol!("Authentication Data needs an Authentication Method", "3.1.2.11.10"));
     }
     let client_id = reader.text()?;
     let will = if flags & WILL != 0 { Some(will(flags, version, &mut reader)?) } else { None };
@@ -77,19 +77,19 @@ fn after_version(version: Version, mut reader: Reader<'_>) -> Checked<Connect<'_
 fn check_flags(flags: u8, version: Version) -> Checked<()> {
     // MQTT 3.1 calls the lowest bit unused, later versions ask for 0.
     if flags & RESERVED != 0 && version != Version::V31 {
-        return Err(malformed("the reserved Connect Flag must be 0", "MQTT-3.1.2-3"));
+        return Err(malformed!("the reserved Connect Flag must be 0", "MQTT-3.1.2-3"));
     }
     if flags & WILL_QOS == WILL_QOS {
-        return Err(malformed("the Will QoS is 0, 1 or 2", "MQTT-3.1.2-12"));
+        return Err(malformed!("the Will QoS is 0, 1 or 2", "MQTT-3.1.2-12"));
     }
     if flags & WILL == 0 && flags & WILL_QOS != 0 {
-        return Err(malformed("the Will QoS must be 0 without a Will", "MQTT-3.1.2-11"));
+        return Err(malformed!("the Will QoS must be 0 without a Will", "MQTT-3.1.2-11"));
     }
     if flags & WILL == 0 && flags & WILL_RETAIN != 0 {
-        return Err(malformed("Will Retain must be 0 without a Will", "MQTT-3.1.2-13"));
+        return Err(malformed!("Will Retain must be 0 without a Will", "MQTT-3.1.2-13"));
     }
     if flags & PASSWORD != 0 && flags & USERNAME == 0 && !version.is_v5() {
-        return Err(malformed("before MQTT 5.0 a password needs a user name", "MQTT-3.1.2-22"));
+        return Err(malformed!("before MQTT 5.0 a password needs a user name", "MQTT-3.1.2-22"));
     }
     Ok(())
 }
@@ -109,12 +109,12 @@ pub(super) fn connack(body: &[u8], version: Version) -> Checked<ConnAck<'_>> {
     let flags = reader.u8()?;
     // MQTT 3.1 has no flags here, only a reserved byte.
     if flags > 1 && version != Version::V31 {
-        return Err(malformed("the reserved Connect Acknowledge Flags must be 0", "MQTT-3.2.2-1"));
+        return Err(malformed!("the reserved Connect Acknowledge Flags must be 0", "MQTT-3.2.2-1"));
     }
     let session_present = flags == 1 && version != Version::V31;
     let reason = connack_reason(reader.u8()?, version)?;
     if session_present && reason != ReasonCode::Success {
-        return Err(protocol("a refused connection has no session present", "MQTT-3.2.2-6"));
+        return Err(protocol!("a refused connection has no session present", "MQTT-3.2.2-6"));
     }
     let section = if version.is_v5() { reader.properties()? } else { &[] };
     reader.end()?;
@@ -173,7 +173,11 @@ fn connack_reason(byte: u8, version: Version) -> Checked<ReasonCode> {
         R::ConnectionRateExceeded,
     ];
     if version.is_v5() {
-        return super::reason_code(byte, &LEGAL, "MQTT-3.2.2-8");
+        return super::reason_code(
+            byte,
+            &LEGAL,
+            protocol!("a Reason Code that CONNACK cannot carry", "MQTT-3.2.2-8"),
+        );
     }
-    R::from_v3_connect_return(byte).ok_or(protocol("Connect Return codes above 5 are reserved", "3.2.2.3"))
+    R::from_v3_connect_return(byte).ok_or(protocol!("Connect Return codes above 5 are reserved", "3.2.2.3"))
 }

@@ -37,13 +37,13 @@ enum Sender {
 /// Decodes the first packet of a connection, which must be a CONNECT [MQTT-3.1.0-1] of at most
 /// `packet_bytes_max` bytes. It tells the version that everything after it speaks.
 pub fn decode_connect(bytes: &[u8], packet_bytes_max: usize) -> Result<Decoded<Connect<'_>>, ConnectError> {
-    let unknown = |error| ConnectError { error, version: None };
+    let unknown = |error: &DecodeError| ConnectError { error: *error, version: None };
     match bytes.first() {
         None => return Ok(Decoded::Incomplete { needed: None }),
         Some(0x10) => {}
         Some(0x11..=0x1F) => return Err(unknown(RESERVED_FLAGS)),
         Some(_) => {
-            return Err(unknown(protocol(
+            return Err(unknown(protocol!(
                 "the first packet of a connection must be CONNECT",
                 "MQTT-3.1.0-1",
             )));
@@ -51,10 +51,13 @@ pub fn decode_connect(bytes: &[u8], packet_bytes_max: usize) -> Result<Decoded<C
     }
     match frame(bytes, packet_bytes_max).map_err(unknown)? {
         Frame::Incomplete { needed } => Ok(Decoded::Incomplete { needed }),
+        Frame::TooLarge { bytes } => {
+            Err(unknown(&DecodeError::TooLarge { bytes, bytes_max: packet_bytes_max }))
+        }
         Frame::Whole { body, bytes, minimal } => {
             let packet = connect::connect(body)?;
             if packet.version.is_v5() && !minimal {
-                return Err(ConnectError { error: NOT_MINIMAL, version: Some(packet.version) });
+                return Err(ConnectError { error: *NOT_MINIMAL, version: Some(packet.version) });
             }
             Ok(Decoded::Packet { packet, bytes })
         }
@@ -95,15 +98,28 @@ fn decode_from(
     let Some(&first) = bytes.first() else { return Ok(Decoded::Incomplete { needed: None }) };
     check_first(first, version, sender)?;
     let (body, bytes) = match frame(bytes, packet_bytes_max)? {
-        Frame::Incomplete { needed } => return Ok(Decoded::Incomplete { needed }),
-        Frame::Whole { minimal: false, .. } if version.is_v5() => return Err(NOT_MINIMAL),
+        Frame::Whole { minimal: false, .. } if version.is_v5() => return Err(*NOT_MINIMAL),
         Frame::Whole { body, bytes, .. } => (body, bytes),
+        Frame::Incomplete { needed } => return Ok(Decoded::Incomplete { needed }),
+        Frame::TooLarge { bytes } => {
+            return Err(DecodeError::TooLarge { bytes, bytes_max: packet_bytes_max });
+        }
     };
-    Ok(Decoded::Packet { packet: packet(first, body, version, sender)?, bytes })
+    // The packets that come by the million are read here and written straight into the result; the others are read
+    // elsewhere, so that the way of the former is short.
+    let whole = |packet| Ok(Decoded::Packet { packet, bytes });
+    match first >> 4 {
+        3 => whole(Packet::Publish(publish::publish(first, body, version, sender)?)),
+        4 => whole(Packet::PubAck(publish::ack(body, version, publish::TAKEN_OVER)?)),
+        5 => whole(Packet::PubRec(publish::ack(body, version, publish::TAKEN_OVER)?)),
+        6 => whole(Packet::PubRel(publish::ack(body, version, publish::RELEASED)?)),
+        7 => whole(Packet::PubComp(publish::ack(body, version, publish::RELEASED)?)),
+        _ => whole(rare_packet(first, body, version, sender)?),
+    }
 }
 
-const RESERVED_FLAGS: DecodeError =
-    malformed("the reserved flags of a fixed header are not as they must be", "MQTT-2.1.3-1");
+const RESERVED_FLAGS: &DecodeError =
+    malformed!("the reserved flags of a fixed header are not as they must be", "MQTT-2.1.3-1");
 
 /// What the first byte decides alone.
 #[inline]
@@ -111,15 +127,15 @@ fn check_first(first: u8, version: Version, sender: Sender) -> Checked<()> {
     let flags = first & 0x0F;
     match first >> 4 {
         3 => return check_publish_flags(flags),
-        0 => return Err(malformed("packet type 0 is reserved", "2.1.2")),
+        0 => return Err(malformed!("packet type 0 is reserved", "2.1.2")),
         15 if !version.is_v5() => {
-            return Err(malformed("packet type 15 is reserved before MQTT 5.0", "2.2.1"));
+            return Err(malformed!("packet type 15 is reserved before MQTT 5.0", "2.2.1"));
         }
         1 if sender == Sender::Client => {
-            return Err(protocol("a client sends CONNECT once", "MQTT-3.1.0-2"));
+            return Err(protocol!("a client sends CONNECT once", "MQTT-3.1.0-2"));
         }
         2 | 9 | 11 | 13 if sender == Sender::Client => {
-            return Err(protocol("only a server sends this type of packet", "2.1.2"));
+            return Err(protocol!("only a server sends this type of packet", "2.1.2"));
         }
         _ => {}
     }
@@ -134,9 +150,9 @@ fn check_first(first: u8, version: Version, sender: Sender) -> Checked<()> {
 #[inline]
 fn check_publish_flags(flags: u8) -> Checked<()> {
     match flags & 0b0110 {
-        0b0110 => Err(malformed("a PUBLISH has QoS 0, 1 or 2", "MQTT-3.3.1-4")),
+        0b0110 => Err(malformed!("a PUBLISH has QoS 0, 1 or 2", "MQTT-3.3.1-4")),
         0b0000 if flags & 0b1000 != 0 => {
-            Err(malformed("a PUBLISH with QoS 0 has no DUP flag", "MQTT-3.3.1-2"))
+            Err(malformed!("a PUBLISH with QoS 0 has no DUP flag", "MQTT-3.3.1-2"))
         }
         _ => Ok(()),
     }
@@ -145,6 +161,10 @@ fn check_publish_flags(flags: u8) -> Checked<()> {
 enum Frame<'a> {
     Incomplete {
         needed: Option<usize>,
+    },
+    TooLarge {
+        /// How many bytes it has.
+        bytes: usize,
     },
     Whole {
         /// What follows the fixed header.
@@ -167,7 +187,7 @@ fn frame(bytes: &[u8], packet_bytes_max: usize) -> Checked<Frame<'_>> {
     let head = 1 + length_bytes;
     let total = head + remaining;
     if total > packet_bytes_max {
-        return Err(DecodeError::TooLarge { bytes: total, bytes_max: packet_bytes_max });
+        return Ok(Frame::TooLarge { bytes: total });
     }
     match bytes.get(head..total) {
         Some(body) => Ok(Frame::Whole { body, bytes: total, minimal }),
@@ -175,16 +195,11 @@ fn frame(bytes: &[u8], packet_bytes_max: usize) -> Checked<Frame<'_>> {
     }
 }
 
-#[inline]
-fn packet(first: u8, body: &[u8], version: Version, sender: Sender) -> Checked<Packet<'_>> {
+#[inline(never)]
+fn rare_packet(first: u8, body: &[u8], version: Version, sender: Sender) -> Result<Packet<'_>, DecodeError> {
     Ok(match first >> 4 {
         1 => Packet::Connect(Box::new(connect::connect(body)?)),
         2 => Packet::ConnAck(Box::new(connect::connack(body, version)?)),
-        3 => Packet::Publish(publish::publish(first, body, version, sender)?),
-        4 => Packet::PubAck(publish::ack(body, version, publish::TAKEN_OVER)?),
-        5 => Packet::PubRec(publish::ack(body, version, publish::TAKEN_OVER)?),
-        6 => Packet::PubRel(publish::ack(body, version, publish::RELEASED)?),
-        7 => Packet::PubComp(publish::ack(body, version, publish::RELEASED)?),
         8 => Packet::Subscribe(subscribe::subscribe(body, version)?),
         9 => Packet::SubAck(subscribe::suback(body, version)?),
         10 => Packet::Unsubscribe(subscribe::unsubscribe(body, version)?),
@@ -197,8 +212,6 @@ fn packet(first: u8, body: &[u8], version: Version, sender: Sender) -> Checked<P
 }
 
 /// Reads a Reason Code that must be one of `legal`.
-fn reason_code(byte: u8, legal: &[ReasonCode], clause: &'static str) -> Checked<ReasonCode> {
-    ReasonCode::from_u8(byte)
-        .filter(|reason| legal.contains(reason))
-        .ok_or(protocol("a Reason Code that this packet cannot carry", clause))
+fn reason_code(byte: u8, legal: &[ReasonCode], illegal: &'static DecodeError) -> Checked<ReasonCode> {
+    ReasonCode::from_u8(byte).filter(|reason| legal.contains(reason)).ok_or(illegal)
 }

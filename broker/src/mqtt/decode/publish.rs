@@ -1,6 +1,6 @@
 //! PUBLISH (section 3.3) and its acknowledgements (sections 3.4 to 3.7): the packets that come by the million.
 
-use super::super::error::{Checked, protocol};
+use super::super::error::{Checked, DecodeError, protocol};
 use super::super::packet::{Ack, Publish};
 use super::super::property::{Found, Place, UserProperties, WireProperties, read_publish};
 use super::super::wire::{Reader, topic_name};
@@ -21,13 +21,13 @@ pub(super) fn publish(first: u8, body: &[u8], version: Version, sender: Sender) 
     let packet_id = if qos == Qos::AtMostOnce { 0 } else { reader.packet_id()? };
     let (properties, topic_alias) =
         if version.is_v5() { read_publish(reader.properties()?)? } else { (WireProperties::NONE, None) };
-    if sender == Sender::Client && properties.subscription_ids().next().is_some() {
-        return Err(protocol("a client's PUBLISH has no Subscription Identifier", "MQTT-3.3.4-6"));
+    if sender == Sender::Client && properties.has_subscription_ids() {
+        return Err(protocol!("a client's PUBLISH has no Subscription Identifier", "MQTT-3.3.4-6"));
     }
     let topic = match (topic, topic_alias) {
         ([], Some(_)) => "",
         ([], None) if version.is_v5() => {
-            return Err(protocol("a PUBLISH needs a Topic Name or a Topic Alias", "3.3.2.1"));
+            return Err(protocol!("a PUBLISH needs a Topic Name or a Topic Alias", "3.3.2.1"));
         }
         (topic, _) => topic_name(topic)?.as_str(),
     };
@@ -70,6 +70,7 @@ pub(super) fn ack<'a>(body: &'a [u8], version: Version, legal: &[ReasonCode]) ->
     ack_with_reason(packet_id, reader, version, legal)
 }
 
+#[inline(never)]
 fn ack_with_reason<'a>(
     packet_id: u16,
     mut reader: Reader<'a>,
@@ -79,7 +80,9 @@ fn ack_with_reason<'a>(
     if !version.is_v5() {
         reader.end()?;
     }
-    let reason = super::reason_code(reader.u8()?, legal, "MQTT-3.4.2-1")?;
+    const ILLEGAL: &DecodeError =
+        protocol!("a Reason Code that this acknowledgement cannot carry", "MQTT-3.4.2-1");
+    let reason = super::reason_code(reader.u8()?, legal, ILLEGAL)?;
     // The Property Length too may be left out (section 3.4.2.2.1).
     if reader.is_empty() {
         return Ok(Ack::new(packet_id, reason));

@@ -65,14 +65,14 @@ pub(super) fn disconnect(body: &[u8], version: Version, sender: Sender) -> Check
     }
     let reason = ReasonCode::from_u8(reader.u8()?)
         .filter(|reason| may_disconnect_with(*reason, sender))
-        .ok_or(protocol("a Reason Code that this DISCONNECT cannot carry", "MQTT-3.14.2-1"))?;
+        .ok_or(protocol!("a Reason Code that this DISCONNECT cannot carry", "MQTT-3.14.2-1"))?;
     if reader.is_empty() {
         return Ok(Disconnect::new(reason));
     }
     let found = Found::read(reader.properties()?, Place::DISCONNECT)?;
     reader.end()?;
     if sender == Sender::Client && found.server_reference.is_some() {
-        return Err(protocol("only a server refers to another server", "3.14.2.2.5"));
+        return Err(protocol!("only a server refers to another server", "3.14.2.2.5"));
     }
     Ok(Disconnect {
         reason,
@@ -94,7 +94,11 @@ pub(super) fn auth(body: &[u8], sender: Sender) -> Checked<Auth<'_>> {
     };
     let mut reader = Reader::new(body);
     let byte = if reader.is_empty() { ReasonCode::Success.as_u8() } else { reader.u8()? };
-    let reason = super::reason_code(byte, legal, "MQTT-3.15.2-1")?;
+    let reason = super::reason_code(
+        byte,
+        legal,
+        protocol!("a Reason Code that this AUTH cannot carry", "MQTT-3.15.2-1"),
+    )?;
     // Reason Code and Property Length may be left out together, for success (section 3.15.2.1).
     if body.is_empty() {
         let user_properties = UserProperties::NONE;
@@ -103,7 +107,7 @@ pub(super) fn auth(body: &[u8], sender: Sender) -> Checked<Auth<'_>> {
     let found = Found::read(reader.properties()?, Place::AUTH)?;
     reader.end()?;
     if found.authentication_method.is_none() {
-        return Err(protocol("an AUTH names its Authentication Method", "3.15.2.2.2"));
+        return Err(protocol!("an AUTH names its Authentication Method", "3.15.2.2.2"));
     }
     Ok(Auth {
         reason,
