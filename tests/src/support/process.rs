@@ -11,6 +11,10 @@ use super::eventually;
 pub(crate) enum Signal {
     /// Please finish.
     Term,
+    /// Please finish, says who sits at the terminal.
+    Interrupt,
+    /// Read your files again.
+    Hangup,
     /// Be gone.
     Kill,
     /// Stand still.
@@ -23,6 +27,8 @@ pub(crate) enum Signal {
 pub(crate) fn send(pid: u32, signal: Signal) {
     let number = match signal {
         Signal::Term => libc::SIGTERM,
+        Signal::Interrupt => libc::SIGINT,
+        Signal::Hangup => libc::SIGHUP,
         Signal::Kill => libc::SIGKILL,
         Signal::Stop => libc::SIGSTOP,
         Signal::Continue => libc::SIGCONT,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::process::{self, Signal};
-use super::{PATIENCE, free_address, http, target};
+use super::{PATIENCE, eventually, free_address, http, target};
 
 /// What a `tidegate` is started with.
 #[derive(Clone, Debug, Default)]
@@ -50,14 +50,19 @@ pub(crate) struct Tidegate {
 impl Tidegate {
     /// Starts one with empty data and waits until it is ready.
     pub(crate) async fn start(settings: Settings) -> Self {
+        let mut tidegate = Self::prepare(settings);
+        tidegate.spawn();
+        tidegate.ready().await;
+        tidegate
+    }
+
+    /// One with empty data that is not started yet.
+    pub(crate) fn prepare(settings: Settings) -> Self {
         let parent = target().join("tests");
         fs::create_dir_all(&parent).expect("target/ can be written");
         let folder = tempfile::tempdir_in(parent).expect("target/ can be written");
         let (mqtt, http) = (free_address(), free_address());
-        let mut tidegate = Self { mqtt, http, settings, folder: Some(folder), child: None };
-        tidegate.spawn();
-        tidegate.ready().await;
-        tidegate
+        Self { mqtt, http, settings, folder: Some(folder), child: None }
     }
 
     /// The program: built by `tests/run`, or the one that `TIDEGATE_TEST_BIN` names.
@@ -122,10 +127,21 @@ impl Tidegate {
         child.wait().expect("the child is ours");
     }
 
+    /// Waits until it has printed a line with `text`; returns everything it has printed.
+    pub(crate) async fn log_has(&self, text: &str) -> String {
+        let find = async || Some(self.log()).filter(|log| log.contains(text));
+        eventually(&format!("tidegate prints {text:?}"), PATIENCE, find).await
+    }
+
     /// Asks it to finish with SIGTERM, and waits for that.
     pub(crate) async fn drain(&mut self) -> ExitStatus {
+        self.end(Signal::Term).await
+    }
+
+    /// Sends `signal`, which is to end it, and waits for that.
+    pub(crate) async fn end(&mut self, signal: Signal) -> ExitStatus {
         let mut child = self.child.take().expect("it runs");
-        process::send(child.id(), Signal::Term);
+        process::send(child.id(), signal);
         process::ended(&mut child, PATIENCE).await
     }
 
