@@ -9,7 +9,7 @@ mod folder;
 mod journal_watch;
 mod logging;
 mod signals;
-mod sinks;
+pub mod sinks;
 
 use std::io;
 use std::net::SocketAddr;
@@ -164,7 +164,7 @@ impl Appliance {
     fn start(config: &Config, runtime: &Runtime) -> Result<Self, StartError> {
         let open_files = folder::raise_open_files();
         if (config.mqtt.limits.connections as u64).saturating_add(64) > open_files {
-            tracing::warn!(
+            tracing::info!(
                 "this process may open {open_files} files, fewer than mqtt.max_connections ({}) needs: raise \
                  LimitNOFILE or ulimit -n",
                 config.mqtt.limits.connections

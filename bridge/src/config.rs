@@ -27,7 +27,7 @@ use tidegate_broker::server::Limits;
 
 use crate::{gateway, kafka, postgres};
 use key::KEYS;
-pub(crate) use kind::{period, size};
+pub use kind::{period, size};
 
 /// Everything that can be configured.
 #[derive(Clone)]

@@ -63,6 +63,8 @@ enum Command {
     Check(commands::check::Arguments),
     /// Add, change or remove a user in the password file.
     Passwd(commands::passwd::Arguments),
+    /// Look into the journal of an appliance that does not run.
+    Journal(commands::journal::Arguments),
 }
 
 /// Why the program ends before its time: the exit code and one line for each thing that is wrong.
@@ -74,10 +76,15 @@ struct Failure {
 
 impl Failure {
     const USAGE: u8 = 64;
+    const TAKEN: u8 = 69;
     const FILES: u8 = 74;
 
     fn usage(message: impl ToString) -> Self {
         Self { code: Self::USAGE, message: message.to_string() }
+    }
+
+    fn taken(message: impl ToString) -> Self {
+        Self { code: Self::TAKEN, message: message.to_string() }
     }
 
     fn files(message: impl ToString) -> Self {
@@ -98,6 +105,10 @@ fn main() -> ExitCode {
             // Nobody may be reading, as in `tidegate --help | head -1`.
             _ = error.print();
             return ExitCode::SUCCESS;
+        }
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            _ = error.print();
+            return ExitCode::from(Failure::USAGE);
         }
         Err(error) => return report(&Failure::usage(first_line(&error))),
     };
@@ -132,6 +143,7 @@ fn start(arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.command {
         None | Some(Command::Run) => Ok(appliance::run(&loaded.config)?),
         Some(Command::Check(_)) => commands::check::run(&loaded),
+        Some(Command::Journal(journal)) => commands::journal::run(journal, &loaded.config),
         Some(Command::Passwd(passwd)) => commands::passwd::run(passwd, &loaded.config),
     }
 }

@@ -17,6 +17,9 @@ use crate::pump::{DrainSignal, Sink, carry};
 
 use super::StartError;
 
+/// The sinks there are, by the names of their cursors.
+pub const NAMES: [&str; 2] = [KAFKA, POSTGRES];
+
 const KAFKA: &str = "kafka";
 const POSTGRES: &str = "postgres";
 
@@ -97,7 +100,7 @@ impl Sinks {
         let is_on = |name: &str| self.running.iter().any(|(part, _)| part.name() == name);
         for cursor in journal.status().cursors {
             let name = cursor.name.as_str();
-            if (name == KAFKA || name == POSTGRES) && !is_on(name) {
+            if NAMES.contains(&name) && !is_on(name) {
                 tracing::warn!(
                     "{name} is switched off but was on before: the journal keeps what it has not delivered ({} bytes) \
                      until it is on again; `tidegate journal forget {name}` lets go of it",

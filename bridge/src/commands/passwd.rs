@@ -4,7 +4,8 @@
 //! it is never an argument, where every user of the machine could read it.
 
 use std::io::{self, BufRead, IsTerminal};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
 use tidegate::config::Config;
 use tidegate_broker::auth::PasswordFile;
@@ -44,11 +45,21 @@ pub(crate) fn run(arguments: &Arguments, config: &Config) -> Result<(), Failure>
         }
     }
     file.save(&path).map_err(Failure::files)?;
+    give_to_owner_of_folder(&path);
 
     let done = if arguments.delete { "removed from" } else { "can connect with its password; it is in" };
     println!("{name} {done} {}", path.display());
     println!("A running tidegate reads it on SIGHUP.");
     Ok(())
+}
+
+/// Written as root into the folder of a service, the file would be unreadable to that service.
+fn give_to_owner_of_folder(path: &Path) {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let Ok(owner) = std::fs::metadata(folder) {
+        // Only root may do it; everybody else owns the file anyway, or has to see to it.
+        _ = std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()));
+    }
 }
 
 fn password(name: &str) -> Result<String, Failure> {

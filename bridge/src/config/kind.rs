@@ -190,7 +190,7 @@ impl<T: Copy + TryFrom<u64> + TryInto<u64>> Kind<T> for Size {
 }
 
 /// A size as people write it.
-pub(crate) fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     let unit = SIZE_UNITS.iter().find(|(_, unit)| bytes >= *unit && bytes.is_multiple_of(*unit));
     unit.map_or_else(|| bytes.to_string(), |(name, unit)| format!("{}{name}", bytes / unit))
 }
@@ -264,7 +264,7 @@ impl<T: Copy + TryFrom<u128> + Into<u64>> Kind<T> for Millis {
 }
 
 /// A span of time as people write it.
-pub(crate) fn period(value: Duration) -> String {
+pub fn period(value: Duration) -> String {
     let milliseconds = u64::try_from(value.as_millis()).unwrap_or(u64::MAX);
     let unit =
         PERIOD_UNITS.iter().find(|(_, unit)| milliseconds >= *unit && milliseconds.is_multiple_of(*unit));
