@@ -10,6 +10,9 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::{PATIENCE, eventually, unique};
 
+/// How long one question to the broker may take.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A consumed record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Consumed {
@@ -27,9 +30,9 @@ impl Consumed {
         self.key.as_deref().map_or("", |key| std::str::from_utf8(key).expect("keys are text"))
     }
 
-    /// The first header of this name, as text.
+    /// The last header of this name, as text. A device may name a property as it likes; ours come behind it.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        let (_, value) = self.headers.iter().find(|(known, _)| known == name)?;
+        let (_, value) = self.headers.iter().rev().find(|(known, _)| known == name)?;
         Some(std::str::from_utf8(value).expect("headers are text"))
     }
 
@@ -38,9 +41,11 @@ impl Consumed {
         self.header("ce_subject").expect("every record names its MQTT topic in ce_subject")
     }
 
-    /// The entry of the journal it stands for; the same record, written twice, has the same.
-    pub(crate) fn journal_entry(&self) -> &str {
-        self.header("ce_id").expect("every record has its journal and offset in ce_id")
+    /// The journal and the offset it comes from; the same record, written twice, has the same.
+    pub(crate) fn origin(&self) -> (&str, u64) {
+        let id = self.header("ce_id").expect("every record has its journal and offset in ce_id");
+        let (journal, offset) = id.rsplit_once('-').expect("ce_id is JOURNAL-OFFSET");
+        (journal, offset.parse().expect("offsets are whole numbers"))
     }
 }
 
@@ -48,7 +53,9 @@ impl Consumed {
 pub(crate) struct Topic {
     name: String,
     consumer: StreamConsumer,
-    /// What was read so far, per partition in the order of the partition.
+    /// The next offset of each partition.
+    next: Vec<i64>,
+    /// What was read so far; each partition in its order.
     pub(crate) records: Vec<Consumed>,
 }
 
@@ -70,8 +77,8 @@ impl Topic {
             .create()
             .expect("the consumer's configuration is valid");
         let partitions = eventually(&format!("the Kafka topic {name} exists"), PATIENCE, async || {
-            // Asking for metadata blocks; the clock of the test may stand still meanwhile, nothing else runs in it.
-            let metadata = consumer.fetch_metadata(Some(name), Duration::from_secs(5)).ok()?;
+            // Asking blocks this thread; it waits for nothing else.
+            let metadata = consumer.fetch_metadata(Some(name), ANSWER_PATIENCE).ok()?;
             let partitions = metadata.topics().first()?.partitions().len();
             (partitions > 0).then_some(partitions)
         })
@@ -82,55 +89,71 @@ impl Topic {
             assignment.add_partition_offset(name, partition, Offset::Beginning).expect("the offset is valid");
         }
         consumer.assign(&assignment).expect("the partitions exist");
-        Self { name: name.to_owned(), consumer, records: Vec::new() }
+        Self { name: name.to_owned(), consumer, next: vec![0; partitions], records: Vec::new() }
     }
 
-    /// Reads on until `done` holds for all that was read. `done` is asked after each record, so it should be cheap: keep a
-    /// count of what the last record adds.
-    pub(crate) async fn read_until(&mut self, patience: Duration, mut done: impl FnMut(&Consumed) -> bool) {
+    /// Reads everything that the topic holds now.
+    pub(crate) async fn read_to_end(&mut self, patience: Duration) {
+        let mut ends = Vec::new();
+        for partition in 0..self.next.len() {
+            let partition = i32::try_from(partition).expect("Kafka counts partitions in i32");
+            let (_, end) = eventually("Kafka tells where a partition ends", PATIENCE, async || {
+                self.consumer.fetch_watermarks(&self.name, partition, ANSWER_PATIENCE).ok()
+            })
+            .await;
+            ends.push(end);
+        }
         let deadline = tokio::time::Instant::now() + patience;
-        loop {
-            let received = tokio::time::timeout_at(deadline, self.consumer.recv()).await;
-            let Ok(received) = received else {
-                panic!(
-                    "not within {patience:?}: what was awaited in the Kafka topic {}; it has {} records, the last: {:?}",
+        while self.next.iter().zip(&ends).any(|(next, end)| next < end) {
+            self.read(deadline).await;
+        }
+    }
+
+    /// Reads on until `count` records are `wanted`, and returns all that are, in their order.
+    pub(crate) async fn matching(
+        &mut self,
+        count: usize,
+        patience: Duration,
+        wanted: impl Fn(&Consumed) -> bool,
+    ) -> Vec<Consumed> {
+        let deadline = tokio::time::Instant::now() + patience;
+        let mut found = self.records.iter().filter(|record| wanted(record)).count();
+        while found < count {
+            found += usize::from(wanted(self.read(deadline).await));
+        }
+        self.records.iter().filter(|record| wanted(record)).cloned().collect()
+    }
+
+    /// Reads one record more.
+    async fn read(&mut self, deadline: tokio::time::Instant) -> &Consumed {
+        let message = loop {
+            match tokio::time::timeout_at(deadline, self.consumer.recv()).await {
+                Ok(Ok(message)) => break message,
+                // The consumer connects again by itself; what it reports meanwhile is no end.
+                Ok(Err(_)) => {}
+                Err(_) => panic!(
+                    "the Kafka topic {} does not have what was awaited; it has {} records, the last: {:?}",
                     self.name,
                     self.records.len(),
                     self.records.last()
-                );
-            };
-            // The consumer reconnects by itself; what it reports meanwhile is no end.
-            let Ok(message) = received else { continue };
-            let headers = message.headers().map_or_else(Vec::new, |headers| {
-                let owned = |header: rdkafka::message::Header<'_, &[u8]>| {
-                    (header.key.to_owned(), Bytes::copy_from_slice(header.value.unwrap_or_default()))
-                };
-                headers.iter().map(owned).collect()
-            });
-            self.records.push(Consumed {
-                partition: message.partition(),
-                offset: message.offset(),
-                key: message.key().map(Bytes::copy_from_slice),
-                value: Bytes::copy_from_slice(message.payload().unwrap_or_default()),
-                headers,
-            });
-            if done(self.records.last().expect("one was just added")) {
-                return;
+                ),
             }
-        }
-    }
-
-    /// Reads on until `count` records came from MQTT topics that begin with `prefix`, and returns them.
-    pub(crate) async fn under(&mut self, prefix: &str, count: usize, patience: Duration) -> Vec<Consumed> {
-        let of_interest = |record: &Consumed| record.mqtt_topic().starts_with(prefix);
-        let mut found = self.records.iter().filter(|record| of_interest(record)).count();
-        if found < count {
-            let read = self.read_until(patience, |record| {
-                found += usize::from(of_interest(record));
-                found >= count
-            });
-            read.await;
-        }
-        self.records.iter().filter(|record| of_interest(record)).cloned().collect()
+        };
+        let headers = message.headers().map_or_else(Vec::new, |headers| {
+            let owned = |header: rdkafka::message::Header<'_, &[u8]>| {
+                (header.key.to_owned(), Bytes::copy_from_slice(header.value.unwrap_or_default()))
+            };
+            headers.iter().map(owned).collect()
+        });
+        let partition = usize::try_from(message.partition()).expect("partitions are counted from 0");
+        self.next[partition] = message.offset() + 1;
+        self.records.push(Consumed {
+            partition: message.partition(),
+            offset: message.offset(),
+            key: message.key().map(Bytes::copy_from_slice),
+            value: Bytes::copy_from_slice(message.payload().unwrap_or_default()),
+            headers,
+        });
+        self.records.last().expect("one was just added")
     }
 }

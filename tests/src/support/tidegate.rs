@@ -163,6 +163,45 @@ impl Tidegate {
     pub(crate) async fn health(&self) -> serde_json::Value {
         http::get(self.http, "/health").await.json()
     }
+
+    /// The id of its journal, which stands in every record that leaves.
+    pub(crate) async fn journal_id(&self) -> String {
+        self.health().await["journal"]["id"].as_str().expect("/health tells the journal's id").to_owned()
+    }
+
+    /// What `/health` says of one sink.
+    pub(crate) async fn sink(&self, name: &str) -> SinkHealth {
+        let health = self.health().await;
+        let sinks = health["sinks"].as_array().expect("/health tells of every sink");
+        let sink = sinks.iter().find(|sink| sink["name"] == name);
+        let sink = sink.unwrap_or_else(|| panic!("/health does not tell of {name}: {health}"));
+        SinkHealth {
+            state: sink["state"].as_str().expect("a sink has a state").to_owned(),
+            lag_entries: sink["lag"]["entries"].as_u64().unwrap_or_default(),
+            lag_age_ms: sink["lag"]["age_ms"].as_u64().unwrap_or_default(),
+            rejected: sink["rejected"].as_u64().expect("a sink tells what was rejected"),
+            detail: sink["detail"].as_str().unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// Waits until a sink is up and has everything that is durable now, except `entries_max` at most.
+    pub(crate) async fn caught_up(&self, sink: &str, entries_max: u64, patience: Duration) {
+        eventually(&format!("{sink} has caught up"), patience, async || {
+            let health = self.sink(sink).await;
+            (health.state == "up" && health.lag_entries <= entries_max).then_some(())
+        })
+        .await;
+    }
+}
+
+/// A sink's line in `/health`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SinkHealth {
+    pub(crate) state: String,
+    pub(crate) lag_entries: u64,
+    pub(crate) lag_age_ms: u64,
+    pub(crate) rejected: u64,
+    pub(crate) detail: String,
 }
 
 impl Drop for Tidegate {

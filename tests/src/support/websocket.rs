@@ -40,18 +40,22 @@ impl WebSocket {
         self.next_of_type("subscription_confirmed").await;
     }
 
-    /// The next frame.
-    pub(crate) async fn next(&mut self) -> Value {
+    /// The next frame as it came.
+    pub(crate) async fn next_text(&mut self) -> String {
         within("the next WebSocket frame arrives", PATIENCE, async {
             loop {
-                let frame =
-                    self.stream.next().await.expect("the socket is open").expect("the socket can be read");
-                if let Message::Text(text) = frame {
-                    return serde_json::from_str(&text).expect("frames are JSON");
+                let frame = self.stream.next().await.expect("the socket is open");
+                if let Message::Text(text) = frame.expect("the socket can be read") {
+                    return text.as_str().to_owned();
                 }
             }
         })
         .await
+    }
+
+    /// The next frame.
+    pub(crate) async fn next(&mut self) -> Value {
+        serde_json::from_str(&self.next_text().await).expect("frames are JSON")
     }
 
     /// The payload of the next frame of this type; others are passed over.
