@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
 use axum::extract::ws::Utf8Bytes;
@@ -152,8 +152,25 @@ pub(super) struct Hub {
     limits: Limits,
     table: Mutex<Table>,
     next_id: AtomicU64,
-    follower: OnceLock<Thread>,
+    alarm: Arc<Alarm>,
     stopped: AtomicBool,
+}
+
+/// Wakes the follower. It is apart from the [`Hub`] because the journal's writer thread holds it: whatever holds
+/// the journal must not be dropped there.
+#[derive(Debug, Default)]
+struct Alarm {
+    follower: OnceLock<Thread>,
+    /// When the durable end moved last, in milliseconds since the Unix epoch; 0 for never.
+    last_activity_ms: AtomicU64,
+}
+
+impl Alarm {
+    fn ring(&self) {
+        if let Some(follower) = self.follower.get() {
+            follower.unpark();
+        }
+    }
 }
 
 /// Totals since the start.
@@ -169,8 +186,6 @@ pub(super) struct Totals {
     pub(super) control_dropped: AtomicU64,
     /// Reads of the journal that failed.
     pub(super) read_errors: AtomicU64,
-    /// When the durable end moved last, in milliseconds since the Unix epoch; 0 for never.
-    pub(super) last_activity_ms: AtomicU64,
 }
 
 /// There are as many subscribers as there may be.
@@ -215,14 +230,18 @@ impl Hub {
             limits,
             table: Mutex::new(table),
             next_id: AtomicU64::new(1),
-            follower: OnceLock::new(),
+            alarm: Arc::default(),
             stopped: AtomicBool::new(false),
         });
         let following = Arc::clone(&hub);
         let thread =
             thread::Builder::new().name("gateway-follow".into()).spawn(move || follow(&following))?;
-        hub.follower.get_or_init(|| thread.thread().clone());
-        hub.journal.on_durable(wake_up(&hub));
+        hub.alarm.follower.get_or_init(|| thread.thread().clone());
+        let alarm = Arc::clone(&hub.alarm);
+        hub.journal.on_durable(move |_| {
+            alarm.last_activity_ms.store(encode::now().0, Ordering::Relaxed);
+            alarm.ring();
+        });
         Ok((Arc::clone(&hub), Follower { hub, thread: Some(thread) }))
     }
 
@@ -298,7 +317,7 @@ impl Hub {
         drop(state);
         drop(table);
         // Records may have become durable since the follower last had somebody to read for.
-        self.unpark();
+        self.alarm.ring();
         true
     }
 
@@ -391,10 +410,10 @@ impl Hub {
         self.table().subscribers.values().cloned().collect()
     }
 
-    fn unpark(&self) {
-        if let Some(thread) = self.follower.get() {
-            thread.unpark();
-        }
+    /// When the durable end moved last.
+    pub(super) fn last_activity(&self) -> Option<Timestamp> {
+        let last = self.alarm.last_activity_ms.load(Ordering::Relaxed);
+        (last > 0).then_some(Timestamp(last))
     }
 
     /// Gives one batch to the live subscribers.
@@ -515,16 +534,6 @@ impl Table {
             .collect();
         self.by_topic.insert(topic.as_str().into(), Arc::clone(&interested));
         interested
-    }
-}
-
-fn wake_up(hub: &Arc<Hub>) -> impl Fn(Offset) + Send + Sync + 'static {
-    let hub: Weak<Hub> = Arc::downgrade(hub);
-    move |_| {
-        if let Some(hub) = hub.upgrade() {
-            hub.totals.last_activity_ms.store(encode::now().0, Ordering::Relaxed);
-            hub.unpark();
-        }
     }
 }
 

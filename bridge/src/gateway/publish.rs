@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::ws::Utf8Bytes;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -55,11 +56,12 @@ pub(super) struct Wishes {
 /// `POST /realtime/topic/{topic...}`: any body.
 pub(super) async fn topic(
     State(app): State<Arc<App>>,
-    Path(topic): Path<String>,
-    query: Result<Query<Wishes>, axum::extract::rejection::QueryRejection>,
+    topic: Result<Path<String>, PathRejection>,
+    query: Result<Query<Wishes>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
+    let Path(topic) = topic.map_err(|error| Refusal::bad_request("bad_topic", error.body_text()))?;
     let Query(wishes) = query.map_err(|error| Refusal::bad_request("bad_query", error.body_text()))?;
     let qos = qos(wishes.qos.as_deref())?;
     let retain = flag("retain", wishes.retain.as_deref())?;

@@ -36,8 +36,7 @@ impl App {
     }
 
     fn last_activity(&self) -> Option<String> {
-        let last = self.hub.totals.last_activity_ms.load(Ordering::Relaxed);
-        (last > 0).then(|| rfc3339(Timestamp(last)))
+        self.hub.last_activity().map(rfc3339)
     }
 
     fn status(&self) -> Value {
