@@ -28,6 +28,9 @@ use super::routes::{self, App};
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// The pause after the operating system could not give one more socket.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Connections that are being told that they are too many; more are closed without a word.
+const REFUSALS_MAX: usize = 64;
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 const HEAD_BYTES_MAX: usize = 64 << 10;
 
 /// Accepts until the gateway drains, then waits for the connections.
@@ -35,6 +38,7 @@ pub(super) async fn accept(listener: TcpListener, app: Arc<App>) {
     let mut drain = app.drain.clone();
     let router = routes::router(Arc::clone(&app));
     let places = Arc::new(Semaphore::new(app.config.connections_max));
+    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -58,7 +62,14 @@ pub(super) async fn accept(listener: TcpListener, app: Arc<App>) {
                         drop(place);
                     });
                 }
-                Err(_) => refuse(stream).await,
+                Err(_) => {
+                    if let Ok(turn) = Arc::clone(&refusals).try_acquire_owned() {
+                        connections.spawn(async move {
+                            refuse(stream).await;
+                            drop(turn);
+                        });
+                    }
+                }
             },
             Err(error) => {
                 tracing::warn!(%error, "cannot accept an HTTP connection; raise the limit of open files if it is reached");
@@ -138,7 +149,8 @@ fn set_options(stream: &TcpStream, send_timeout: Duration) {
     }
 }
 
-/// One connection too many gets an answer, as far as its socket takes it at once.
+/// One connection too many gets an answer. The request is read away: closing on it would reset the connection and
+/// take the answer back.
 async fn refuse(mut stream: TcpStream) {
     const BODY: &str = "{\"error\":\"too_many_connections\",\
         \"detail\":\"too many connections (http.connections_max): try again later\"}";
@@ -147,5 +159,10 @@ async fn refuse(mut stream: TcpStream) {
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{BODY}",
         BODY.len()
     );
-    let _ = tokio::time::timeout(Duration::from_millis(100), stream.write_all(answer.as_bytes())).await;
+    let told = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+    };
+    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, told).await;
 }
