@@ -183,6 +183,7 @@ impl Appliance {
             Journal::open(storage, config.journal.clone())
                 .map_err(|error| StartError::Journal { path, error })?
         };
+        warn_of_little_space(config, &journal);
         let watch = JournalWatch::start(&journal);
 
         let state = FileStorage::open(&config.data_dir.join("broker"))
@@ -265,6 +266,23 @@ impl From<gateway::StartError> for StartError {
                 Self::Internal { part: "the HTTP gateway", error: error.to_string() }
             }
         }
+    }
+}
+
+/// A disk that fills up before the journal does makes its writes fail, which takes a restart to mend; a full
+/// journal only holds publishers back.
+fn warn_of_little_space(config: &Config, journal: &Journal) {
+    let may_grow = config.journal.max_bytes.saturating_sub(journal.status().bytes);
+    if let Some(free) = folder::free_bytes(&config.data_dir)
+        && free < may_grow
+    {
+        tracing::warn!(
+            "the disk of {} has {} MiB left and the journal may grow by {} MiB: lower TIDEGATE_JOURNAL_MAX_BYTES, so \
+             that publishers are held back before the disk is full",
+            config.data_dir.display(),
+            free >> 20,
+            may_grow >> 20,
+        );
     }
 }
 

@@ -1,7 +1,10 @@
-//! The data folder, and how many files the process may open.
+//! The data folder, the space on its disk, and how many files the process may open.
 
+use std::ffi::CString;
 use std::fs::DirBuilder;
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
@@ -19,6 +22,19 @@ pub(super) fn refused(path: &Path, error: io::Error) -> StartError {
         return StartError::InUse { path: path.to_owned(), error };
     }
     StartError::Folder { path: path.to_owned(), error }
+}
+
+/// How many bytes this user can still write to the disk of `path`; `None` if the system does not say.
+pub(super) fn free_bytes(path: &Path) -> Option<u64> {
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    let mut filled = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path is a live string that ends with NUL, the pointer is to writable memory of the right size.
+    if unsafe { libc::statvfs(path.as_ptr(), filled.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: the call succeeded, so it has filled the whole structure.
+    let status = unsafe { filled.assume_init() };
+    status.f_bavail.checked_mul(status.f_frsize)
 }
 
 /// Raises the number of files this process may open to what the system lets it; returns that number. Every
