@@ -2,7 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener};
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -408,4 +409,35 @@ async fn sinks_that_are_away_do_not_stop_the_start_and_health_says_so() {
     assert!(!info.contains("cursor     kafka") && info.contains("cursor     postgres at 0"), "{info}");
     let refused = journal(&["forget", "sessions"]).await;
     assert_eq!(refused.code, Some(64), "the broker's own cursor is not an operator's: {refused:?}");
+}
+
+/// Opens a request that the appliance waits for, as long as the drain may take.
+fn unfinished_request(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"POST /ingest HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n").unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn a_drain_ends_at_its_deadline_also_when_a_client_does_not() {
+    let mut tidegate = Tidegate::start(Settings::default().set("TIDEGATE_DRAIN_TIMEOUT", "1s")).await;
+    let _held = unfinished_request(tidegate.http);
+    assert!(publish(tidegate.mqtt, &[]).status.success());
+    assert_eq!(tidegate.drain().await.code(), Some(0));
+    assert!(tidegate.log().contains("draining for up to 1s"), "{}", tidegate.log());
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once_and_loses_nothing() {
+    let mut tidegate = Tidegate::start(Settings::default().set("TIDEGATE_DRAIN_TIMEOUT", "1h")).await;
+    let _held = unfinished_request(tidegate.http);
+    assert!(publish(tidegate.mqtt, &[]).status.success());
+    process::send(tidegate.pid(), Signal::Term);
+    tidegate.log_has("SIGTERM: draining for up to 1h").await;
+    tidegate.assert_alive();
+    assert_eq!(tidegate.end(Signal::Interrupt).await.code(), Some(130));
+    assert!(tidegate.log().contains("SIGINT again: ended without draining"), "{}", tidegate.log());
+    tidegate.spawn();
+    tidegate.ready().await;
+    assert_eq!(tidegate.health().await["journal"]["durable_end"], 1);
 }
