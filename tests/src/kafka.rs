@@ -216,7 +216,7 @@ struct Case<'a> {
 /// The content type `application/json`, and the user property `room` = `é1`.
 const JSON_FROM_A_ROOM: &[u8] = b"\x03\x00\x10application/json\x26\x00\x04room\x00\x03\xc3\xa91";
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn records_arrive_unchanged_with_topic_key_headers_and_time() {
     let (servers, prefix) = (services::kafka(), prefix());
     let mut filled = Filled::new();
@@ -297,7 +297,7 @@ fn append_readings(filled: &mut Filled, devices: usize, rounds: u64, sent: &mut 
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn each_device_keeps_its_order_and_stays_in_one_partition() {
     let (servers, prefix) = (services::kafka(), prefix());
     let (mut filled, mut sent) = (Filled::new(), HashMap::new());
@@ -328,7 +328,7 @@ async fn each_device_keeps_its_order_and_stays_in_one_partition() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_pump_goes_on_where_the_one_before_it_drained() {
     let (servers, prefix) = (services::kafka(), prefix());
     let (mut filled, mut sent) = (Filled::new(), HashMap::new());
@@ -347,7 +347,7 @@ async fn a_pump_goes_on_where_the_one_before_it_drained() {
     assert_eq!(check_sequences(&consumed, &sent), 0, "a drain leaves nothing in flight");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn missing_topics_are_created_as_configured_and_others_left_alone() {
     let (servers, prefix) = (services::kafka(), prefix());
     let admin = admin(servers);
@@ -391,7 +391,7 @@ async fn missing_topics_are_created_as_configured_and_others_left_alone() {
     assert_eq!(found, expected, "the routes' topics, and none that a device invented");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_record_that_kafka_will_never_take_is_rejected_and_the_rest_goes_on() {
     let (servers, prefix) = (services::kafka(), prefix());
     let mut filled = Filled::new();
@@ -409,7 +409,7 @@ async fn a_record_that_kafka_will_never_take_is_rejected_and_the_rest_goes_on() 
     assert_eq!(report.rejected, 1);
     let detail = report.detail.unwrap();
     assert!(detail.contains("offset 1") && detail.contains("sensors/d/x"), "{detail}");
-    assert!(detail.contains("150000 bytes") && detail.contains("kafka.record_bytes_max"), "{detail}");
+    assert!(detail.contains("150000 bytes") && detail.contains("kafka.max_record_bytes"), "{detail}");
 
     // The topic's limit shrinks below ours while the producer runs: it asks again instead of losing neighbours.
     let topic = format!("{prefix}sensors");
@@ -434,7 +434,7 @@ async fn a_record_that_kafka_will_never_take_is_rejected_and_the_rest_goes_on() 
     assert_eq!(values, expected);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_topic_that_no_route_wants_stays_here_and_mistakes_are_told_at_once() {
     let (servers, prefix) = (services::kafka(), prefix());
     let mut filled = Filled::new();
@@ -467,7 +467,7 @@ async fn own_kafka() -> Arc<Own> {
     tokio::task::spawn_blocking(|| Arc::new(Own::start(Service::Kafka))).await.unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn an_outage_is_lag_and_nothing_is_lost_or_reordered() {
     let kafka = own_kafka().await;
     let (mut filled, mut sent) = (Filled::new(), HashMap::new());
@@ -509,7 +509,50 @@ async fn an_outage_is_lag_and_nothing_is_lost_or_reordered() {
     println!("sent {}, consumed {}, repeated {repeated}", sent.values().sum::<u64>(), consumed.len());
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
+async fn a_drain_while_kafka_is_away_leaves_the_rest_to_the_next_pump() {
+    let kafka = own_kafka().await;
+    let (mut filled, mut sent) = (Filled::new(), HashMap::new());
+    let config = config(&kafka.url(), &prefix());
+    let carrying = Carrying::start(&filled.journal, &config);
+    append_readings(&mut filled, 20, 100, &mut sent);
+    filled.settle().await;
+    carrying.until_delivered(&filled.journal).await;
+    with(&kafka, Own::stop).await;
+    append_readings(&mut filled, 20, 100, &mut sent);
+    filled.settle().await;
+    eventually("the outage shows", || carrying.part.report().state == State::Down).await;
+    carrying.drain.send_replace(Some(tokio::time::Instant::now()));
+    support::within("the drain ends", DEADLINE, carrying.task).await.unwrap();
+
+    with(&kafka, Own::start_again).await;
+    let carrying = Carrying::start(&filled.journal, &config);
+    carrying.until_delivered(&filled.journal).await;
+    carrying.drain().await;
+    let consumed = consume(&kafka.url(), &[config.routes[0].topic.clone()]).await;
+    check_sequences(&consumed, &sent);
+}
+
+#[tokio::test]
+async fn a_topic_that_was_deleted_is_made_again() {
+    let (servers, prefix) = (services::kafka(), prefix());
+    let (mut filled, config) = (Filled::new(), config(servers, &prefix));
+    let carrying = Carrying::start(&filled.journal, &config);
+    filled.append("c", "sensors/d/x", b"", b"lost with the topic");
+    filled.settle().await;
+    carrying.until_delivered(&filled.journal).await;
+    let topic = format!("{prefix}sensors");
+    let deleted = admin(servers).delete_topics(&[&topic], &AdminOptions::new()).await.unwrap();
+    deleted[0].as_ref().unwrap();
+    filled.append("c", "sensors/d/x", b"", b"kept");
+    filled.settle().await;
+    carrying.until_delivered(&filled.journal).await;
+    carrying.drain().await;
+    let consumed = consume(servers, &[topic]).await;
+    assert_eq!(consumed.last().map(Consumed::value_text), Some("kept"));
+}
+
+#[tokio::test]
 async fn while_nothing_flows_health_tells_that_kafka_went_away_and_came_back() {
     let kafka = own_kafka().await;
     let filled = Filled::new();
@@ -523,7 +566,7 @@ async fn while_nothing_flows_health_tells_that_kafka_went_away_and_came_back() {
     carrying.drain().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_broker_that_was_never_there_is_named_with_what_to_do() {
     let mut filled = Filled::new();
     filled.append("c", "sensors/d/x", b"", b"1");

@@ -139,7 +139,7 @@ impl Config {
             mistakes.push(format!("kafka.topics.replication: {replication} must be 1 to 32767, or -1"));
         }
         if retention_ms < -1 {
-            mistakes.push(format!("kafka.topics.retention_ms: {retention_ms} must be positive, 0 or -1"));
+            mistakes.push(format!("kafka.topics.retention: {retention_ms} ms must be positive, 0 or -1"));
         }
         if self.source.is_empty() {
             mistakes.push("kafka.source: it cannot be empty, CloudEvents asks for a source".into());
@@ -193,13 +193,13 @@ impl Config {
     }
 }
 
-/// Our keys for properties of librdkafka.
+/// What an operator calls properties of librdkafka.
 const KEYS: &[(&str, &str)] = &[
     ("client_id", "client.id"),
     ("compression", "compression.type"),
-    ("linger_ms", "linger.ms"),
+    ("linger", "linger.ms"),
     ("batch_bytes", "batch.size"),
-    ("record_bytes_max", "message.max.bytes"),
+    ("max_record_bytes", "message.max.bytes"),
 ];
 
 /// Properties that librdkafka warns about when a client that does not produce has them.
@@ -265,11 +265,11 @@ mod tests {
                 "kafka.properties.acks",
                 "kafka.properties.no.such.thing",
                 "kafka.compression",
-                "kafka.linger_ms",
+                "kafka.linger",
                 "kafka.routes",
                 "kafka.topics.partitions",
                 "kafka.topics.replication",
-                "kafka.topics.retention_ms",
+                "kafka.topics.retention",
                 "kafka.source",
             ],
             "{mistakes:#?}"

@@ -338,11 +338,80 @@ fn reject(
     let topic = record.map(|record| record.topic.as_str().to_owned()).unwrap_or_default();
     let detail = match reason {
         "too_large" => format!(
-            "its payload has {bytes} bytes, and the smaller of kafka.record_bytes_max = {} and the topics' \
+            "its payload has {bytes} bytes, and the smaller of kafka.max_record_bytes = {} and the topics' \
              max.message.bytes is the limit; raise both to carry such records",
             config.record_bytes_max
         ),
         _ => format!("Kafka will not store it: {code}"),
     };
     Reject { offset, topic, reason, detail }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_broker::record::{BatchBuilder, Entry, Properties, Qos, Timestamp};
+    use tidegate_broker::topic::TopicName;
+
+    use super::*;
+
+    fn batch(base: u64) -> Batch {
+        let mut builder = BatchBuilder::new(Offset(base), Timestamp(1), 0, 64);
+        builder.push(&Entry::Record(Record {
+            time: Timestamp(1),
+            client: "c",
+            topic: TopicName::new("sensors/d/x").unwrap(),
+            properties: Properties::NONE,
+            payload: b"1",
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            packet_id: 1,
+        }));
+        builder.finish(|_| {}).1
+    }
+
+    /// A sink with a producer that reaches nobody, as if it had been connected.
+    fn sink() -> KafkaSink {
+        let config = Config { bootstrap_servers: "127.0.0.1:1".into(), ..Config::default() };
+        let mut sink = KafkaSink::new(&config, JournalId(1), Part::new("kafka")).unwrap();
+        let producer = Producer::new(&config.producer(1_000_000), sink.shaper.routes.topics()).unwrap();
+        sink.producer = Some(producer);
+        sink
+    }
+
+    async fn next(sink: &mut KafkaSink) -> Result<Offset, SinkError> {
+        tokio::time::timeout(Duration::from_secs(20), sink.confirmed()).await.expect("it says something")
+    }
+
+    #[tokio::test]
+    async fn brokers_that_are_away_are_told_once_and_nothing_is_offered_again() {
+        let mut sink = sink();
+        sink.write(batch(0)).await.unwrap();
+        let told = next(&mut sink).await.unwrap_err();
+        assert!(matches!(told, SinkError::Waiting(_)), "{told:?}");
+        assert!(told.to_string().contains("127.0.0.1:1 cannot be reached"), "{told}");
+        sink.write(batch(1)).await.unwrap();
+        let again = tokio::time::timeout(Duration::from_secs(1), sink.confirmed()).await;
+        assert!(again.is_err(), "it was said once: {again:?}");
+    }
+
+    #[tokio::test]
+    async fn a_fatal_error_asks_for_everything_again_and_the_old_producer_is_let_go() {
+        let mut sink = sink();
+        sink.write(batch(0)).await.unwrap();
+        sink.producer.as_ref().unwrap().fail_fatally();
+        let error = loop {
+            match next(&mut sink).await.unwrap_err() {
+                SinkError::Waiting(_) => {}
+                other => break other,
+            }
+        };
+        assert!(matches!(error, SinkError::Retry(_)), "{error:?}");
+        assert!(error.to_string().contains("made anew"), "{error}");
+        let error = sink.write(batch(0)).await.unwrap_err();
+        assert!(matches!(error, SinkError::Retry(_)), "a producer that failed takes nothing: {error:?}");
+
+        // There is nobody to connect to, but what was in flight is offered again, so it must be gone.
+        sink.connect().await.unwrap_err();
+        assert!(sink.producer.is_none());
+    }
 }

@@ -266,6 +266,14 @@ impl Producer {
         }
     }
 
+    /// Makes librdkafka believe that it can never produce again.
+    #[cfg(test)]
+    pub(super) fn fail_fatally(&self) {
+        let code = Response::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+        // SAFETY: the client lives, and the text ends in NUL.
+        unsafe { rd::rd_kafka_test_fatal_error(self.client.native_ptr(), code, c"a test".as_ptr()) };
+    }
+
     /// # Safety
     ///
     /// `event` is a live delivery report.

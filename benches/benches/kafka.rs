@@ -1,0 +1,226 @@
+//! Side by side into one real Kafka: a bare rdkafka producer, which copies, and tidegate's sink, which does not.
+//!
+//! Both send the same records, with and without the same headers, in turn, in one process; printed are records per
+//! second, this process's CPU seconds and allocations (those of Rust; librdkafka's own are the same for both), and the
+//! ratio. The bare producer starts from payloads in memory, tidegate from the journal's segments.
+//!
+//! ```text
+//! eval "$(tests/services start kafka)" && cargo bench -p tidegate-benches --bench kafka
+//! ```
+
+#![allow(clippy::unwrap_used, reason = "a bench that cannot run says so by its panic")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
+use tidegate::health::Part;
+use tidegate::kafka::{Config, HeaderStyle, KafkaSink};
+use tidegate::pump;
+use tidegate_broker::journal::{FileStorage, FullPolicy, Journal, Options, StartAt, SyncPolicy};
+use tidegate_broker::record::{Append, Entry, Properties, Qos, Record, Timestamp};
+use tidegate_broker::topic::TopicName;
+use tokio::sync::watch;
+
+const RECORDS: u64 = 500_000;
+const ROUNDS: usize = 3;
+
+/// Counts what Rust allocates.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: everything is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// What one run cost.
+#[derive(Clone, Copy)]
+struct Cost {
+    seconds: f64,
+    cpu_seconds: f64,
+    allocations: f64,
+}
+
+fn measure(run: impl FnOnce()) -> Cost {
+    let (begun, cpu, allocations) = (Instant::now(), cpu_time(), ALLOCATIONS.load(Ordering::Relaxed));
+    run();
+    let allocations = ALLOCATIONS.load(Ordering::Relaxed) - allocations;
+    #[expect(clippy::cast_precision_loss, reason = "shown with two digits")]
+    let allocations = allocations as f64 / RECORDS as f64;
+    Cost {
+        seconds: begun.elapsed().as_secs_f64(),
+        cpu_seconds: (cpu_time() - cpu).as_secs_f64(),
+        allocations,
+    }
+}
+
+/// The processor time of all threads of this process.
+fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a timespec to write to.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    assert_eq!(result, 0, "the process has a clock");
+    Duration::new(u64::try_from(time.tv_sec).unwrap(), u32::try_from(time.tv_nsec).unwrap())
+}
+
+const PAYLOAD: [u8; 60] = [b'x'; 60];
+const CLIENT: &str = "gateway";
+
+fn device(number: u64) -> String {
+    format!("device-{:03}", number % 1_000)
+}
+
+/// The configuration that tidegate gives librdkafka, as far as it matters to speed.
+fn bare(servers: &str, topic: &str, with_headers: bool) {
+    let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
+        .set("bootstrap.servers", servers)
+        .set("enable.idempotence", "true")
+        .set("linger.ms", "5")
+        .set("queue.buffering.max.messages", "50000")
+        .set("partitioner", "murmur2_random")
+        .create()
+        .unwrap();
+    let devices: Vec<_> = (0..1_000).map(device).collect();
+    let ids: Vec<_> = (0..RECORDS).map(|number| format!("{:032x}-{number}", 0)).collect();
+    for number in 0..RECORDS {
+        let device = &devices[usize::try_from(number % 1_000).unwrap()];
+        let id = &ids[usize::try_from(number).unwrap()];
+        let mut record = BaseRecord::to(topic).key(device).payload(&PAYLOAD[..]).timestamp(1_753_626_600_000);
+        if with_headers {
+            let header = |key, value| Header { key, value: Some(value) };
+            let headers = OwnedHeaders::new_with_capacity(7)
+                .insert(header("ce_specversion", "1.0"))
+                .insert(header("ce_id", id))
+                .insert(header("ce_source", "/tidegate/clients/gateway"))
+                .insert(header("ce_type", "io.tidegate.publish"))
+                .insert(header("ce_subject", "sensors/device-000/temperature"))
+                .insert(header("ce_time", "2025-07-27T14:30:00.007Z"));
+            record = record.headers(headers);
+        }
+        while let Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) =
+            producer.send(record)
+        {
+            std::thread::sleep(Duration::from_millis(1));
+            record = back;
+        }
+    }
+    producer.flush(Duration::from_secs(120)).unwrap();
+}
+
+fn journal(folder: &std::path::Path) -> Journal {
+    let options = Options {
+        segment_bytes: 64 << 20,
+        max_bytes: 4 << 30,
+        max_age: None,
+        full: FullPolicy::Refuse,
+        sync: SyncPolicy::Never,
+        tail_bytes: 1 << 20,
+        batch_bytes: 1 << 20,
+    };
+    let (journal, mut appender) = Journal::open(FileStorage::open(folder).unwrap(), options).unwrap();
+    for number in 0..RECORDS {
+        let topic = format!("sensors/{}/temperature", device(number));
+        let record = Record {
+            time: Timestamp(1_753_626_600_000),
+            client: CLIENT,
+            topic: TopicName::new(&topic).unwrap(),
+            properties: Properties::NONE,
+            payload: &PAYLOAD,
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            packet_id: 1,
+        };
+        appender.append(&Entry::Record(record)).unwrap();
+        if number % 5_000 == 0 {
+            appender.submit();
+        }
+    }
+    while journal.durable_end() < appender.end() {
+        appender.submit();
+        std::thread::yield_now();
+    }
+    journal
+}
+
+fn tidegate(servers: &str, topic: &str, journal: &Journal, headers: HeaderStyle, cursor: &str) {
+    let mut config = Config { bootstrap_servers: servers.into(), headers, ..Config::default() };
+    for route in &mut config.routes {
+        route.topic = topic.into();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let part = Part::new("kafka");
+    let sink = KafkaSink::new(&config, journal.id(), part.clone()).unwrap();
+    let cursor = journal.cursor(cursor, StartAt::Oldest).unwrap();
+    let (drain, signal) = watch::channel(None);
+    runtime.block_on(async {
+        let carried = pump::carry(journal, &cursor, sink, part, signal);
+        let done = async {
+            while cursor.position() < journal.durable_end() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            drain.send_replace(Some(tokio::time::Instant::now()));
+        };
+        tokio::join!(carried, done);
+    });
+}
+
+fn main() {
+    let Ok(servers) = std::env::var("TIDEGATE_TEST_KAFKA") else {
+        // `cargo test --benches` and a plain `cargo bench` have no Kafka.
+        println!("kafka: TIDEGATE_TEST_KAFKA is not set; eval \"$(tests/services start kafka)\" first");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let journal = journal(folder.path());
+    let topic = format!("bench-{}", std::process::id());
+    println!("{RECORDS} records of {} bytes; per million records:", PAYLOAD.len());
+    println!("{:<34} {:>12} {:>12} {:>14}", "", "records/s", "CPU seconds", "allocations/r");
+    for round in 0..ROUNDS {
+        // The first of all also creates the topic, which is why tidegate begins.
+        let run = |headers, name| {
+            measure(|| tidegate(&servers, &topic, &journal, headers, &format!("{name}-{round}")))
+        };
+        let ours_full = run(HeaderStyle::CloudEvents, "full");
+        let bare_full = measure(|| bare(&servers, &topic, true));
+        let ours_plain = run(HeaderStyle::None, "plain");
+        let bare_plain = measure(|| bare(&servers, &topic, false));
+        show("tidegate, CloudEvents headers", ours_full);
+        show("bare rdkafka, the same headers", bare_full);
+        show("tidegate, no headers", ours_plain);
+        show("bare rdkafka, no headers", bare_plain);
+        println!(
+            "ratio of records/s: {:.2} with headers, {:.2} without\n",
+            bare_full.seconds / ours_full.seconds,
+            bare_plain.seconds / ours_plain.seconds
+        );
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with few digits")]
+fn show(name: &str, cost: Cost) {
+    let records = RECORDS as f64;
+    println!(
+        "{name:<34} {:>12.0} {:>12.2} {:>14.2}",
+        records / cost.seconds,
+        cost.cpu_seconds * 1e6 / records,
+        cost.allocations
+    );
+}
