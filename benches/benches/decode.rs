@@ -74,10 +74,22 @@ fn decoding(criterion: &mut Criterion) {
         });
         bench(name, version, bytes);
     }
-    bench("puback, 3.1.1", Version::V311, repeated(|out| encode::puback(out, Version::V311, 1, ReasonCode::Success)));
-    bench("puback, 5.0", Version::V5, repeated(|out| encode::puback(out, Version::V5, 1, ReasonCode::Success)));
+    bench(
+        "puback, 3.1.1",
+        Version::V311,
+        repeated(|out| encode::puback(out, Version::V311, 1, ReasonCode::Success)),
+    );
+    bench(
+        "puback, 5.0",
+        Version::V5,
+        repeated(|out| encode::puback(out, Version::V5, 1, ReasonCode::Success)),
+    );
     let subscription = [Subscription::new("sensors/+/temperature", Qos::AtLeastOnce)];
-    bench("subscribe, 5.0", Version::V5, repeated(|out| encode::subscribe(out, Version::V5, 1, None, subscription)));
+    bench(
+        "subscribe, 5.0",
+        Version::V5,
+        repeated(|out| encode::subscribe(out, Version::V5, 1, None, subscription)),
+    );
     group.finish();
 
     let mut connect = Vec::new();
@@ -102,9 +114,10 @@ fn encoding(criterion: &mut Criterion) {
             });
         });
     };
-    for (name, version, properties) in
-        [("publish, 3.1.1", Version::V311, &b""[..]), ("publish, 5.0 with three properties", Version::V5, PROPERTIES)]
-    {
+    for (name, version, properties) in [
+        ("publish, 3.1.1", Version::V311, &b""[..]),
+        ("publish, 5.0 with three properties", Version::V5, PROPERTIES),
+    ] {
         bench(name, &|out| {
             encode::publish(out, version, black_box(&head(Qos::AtLeastOnce, properties)), &PAYLOAD);
         });
