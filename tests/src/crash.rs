@@ -55,8 +55,8 @@ async fn nothing_acknowledged_is_lost_when_it_is_killed_at_20_random_moments() {
     tidegate.caught_up("postgres", 0, PATIENCE).await;
     let in_kafka = kafka_deliveries(&tidegate, &run).await;
     let in_postgres = postgres_deliveries(&database, &run).await;
-    let kafka = ledger::compare("Kafka", &accounts, &in_kafka);
-    let postgres = ledger::compare("PostgreSQL", &accounts, &in_postgres);
+    let kafka = ledger::check("Kafka", &accounts, &in_kafka);
+    let postgres = ledger::check("PostgreSQL", &accounts, &in_postgres);
     println!("Kafka:      {kafka}\nPostgreSQL: {postgres}");
     assert_eq!(postgres.duplicated, 0, "a journal entry is in PostgreSQL twice");
     assert_eq!(offsets(&in_kafka), offsets(&in_postgres), "both have the same journal entries");

@@ -48,9 +48,9 @@ async fn nothing_is_missing_after_kafka_and_then_postgresql_were_away_for_30_s()
     tidegate.caught_up("kafka", 0, PATIENCE).await;
     tidegate.caught_up("postgres", 0, PATIENCE).await;
 
-    let in_kafka = ledger::compare("Kafka", &accounts, &kafka_deliveries(&kafka).await);
+    let in_kafka = ledger::check("Kafka", &accounts, &kafka_deliveries(&kafka).await);
     database.reconnect().await;
-    let in_postgres = ledger::compare("PostgreSQL", &accounts, &postgres_deliveries(&database).await);
+    let in_postgres = ledger::check("PostgreSQL", &accounts, &postgres_deliveries(&database).await);
     let peak = process::peak_memory_bytes(tidegate.pid());
     println!("Kafka:      {in_kafka}\nPostgreSQL: {in_postgres}\npeak memory {} MiB", peak >> 20);
     assert_eq!(in_postgres.duplicated, 0, "a journal entry is in PostgreSQL twice");

@@ -78,7 +78,9 @@ impl Subscriber {
         filter: &str,
         more: &[&str],
     ) -> Self {
-        let mut command = Command::new("mosquitto_sub");
+        // Into a pipe it would hold its lines back until there are many.
+        let mut command = Command::new("stdbuf");
+        command.args(["-oL", "mosquitto_sub"]);
         // -d tells when the subscription is confirmed; its lines come between those of -F.
         arguments(&mut command, address, version, qos)
             .args(["-t", filter, "-d", "-F", "RECEIVED %q %r %x %t"])
