@@ -15,8 +15,8 @@ use tidegate_broker::topic::TopicName;
 
 use crate::support::PATIENCE;
 
-/// 2024-05-05T10:00:00Z, a day without a partition.
-const RECEIVED_MS: u64 = 1_714_903_200_000;
+/// 2001-02-03T10:00:00Z, a day too long ago to have a partition.
+const RECEIVED_MS: u64 = 981_194_400_000;
 const JOURNAL: JournalId = JournalId(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
 
 fn config(url: &str) -> Config {

@@ -24,11 +24,29 @@ const NULL: i32 = -1;
 const EPOCH_US: i64 = 946_684_800_000_000;
 const JSONB_VERSION: u8 = 1;
 
-/// Encodes the readings of records. What it holds is a valid `COPY` stream once [`RowEncoder::take`] has ended it.
+/// More days than this are not listed in [`Rows::days`].
+const DAYS_MAX: usize = 64;
+const DAY_US: i64 = 86_400_000_000;
+/// A larger buffer is not kept for the next rows, so that one huge record does not hold memory for ever.
+const KEPT_BYTES_MAX: usize = 32 << 20;
+
+/// Encoded rows.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    /// A whole `COPY` stream; empty if there are no rows.
+    pub stream: Bytes,
+    /// How many rows.
+    pub count: u64,
+    /// The days, in UTC and counted from 1970-01-01, on which they were measured; each once, at most 64 of them.
+    pub days: Vec<i64>,
+}
+
+/// Encodes the readings of records.
 #[derive(Debug)]
 pub struct RowEncoder {
     journal: i64,
     rows: u64,
+    days: Vec<i64>,
     buffer: BytesMut,
     extractor: Extractor,
 }
@@ -36,7 +54,7 @@ pub struct RowEncoder {
 impl RowEncoder {
     /// An empty encoder for records of the journal that rows call `journal`.
     pub fn new(journal: i64) -> Self {
-        Self { journal, rows: 0, buffer: BytesMut::new(), extractor: Extractor::default() }
+        Self { journal, rows: 0, days: Vec::new(), buffer: BytesMut::new(), extractor: Extractor::default() }
     }
 
     /// How many rows it holds.
@@ -52,6 +70,7 @@ impl RowEncoder {
     /// Forgets what it holds.
     pub fn clear(&mut self) {
         self.buffer.clear();
+        self.days.clear();
         self.rows = 0;
     }
 
@@ -73,9 +92,10 @@ impl RowEncoder {
         }
         let received_us = i64::try_from(record.time.0.saturating_mul(1_000)).unwrap_or(i64::MAX);
         let position = i64::try_from(offset.0).expect("a journal never reaches 2^63 entries");
-        let (buffer, journal) = (&mut self.buffer, self.journal);
+        let (buffer, days, journal) = (&mut self.buffer, &mut self.days, self.journal);
         let mut item = 0;
         self.extractor.extract(record, |reading| {
+            note_day(days, reading.time_us);
             put_reading(buffer, reading);
             put_text(buffer, record.topic.as_str());
             put_text(buffer, record.client);
@@ -91,13 +111,24 @@ impl RowEncoder {
 
     /// Ends the stream and hands it over; the encoder is empty again and will use the same memory once the stream
     /// is dropped.
-    pub fn take(&mut self) -> Bytes {
-        self.rows = 0;
+    pub fn take(&mut self) -> Rows {
         if self.buffer.is_empty() {
-            return Bytes::new();
+            return Rows::default();
         }
         self.buffer.put_i16(TRAILER);
-        self.buffer.split().freeze()
+        let stream = self.buffer.split().freeze();
+        if stream.len() > KEPT_BYTES_MAX {
+            self.buffer = BytesMut::new();
+        }
+        Rows { stream, count: std::mem::take(&mut self.rows), days: std::mem::take(&mut self.days) }
+    }
+}
+
+/// Most rows are of the same day as the one before.
+fn note_day(days: &mut Vec<i64>, time_us: i64) {
+    let day = time_us.div_euclid(DAY_US);
+    if days.last() != Some(&day) && days.len() < DAYS_MAX && !days.contains(&day) {
+        days.push(day);
     }
 }
 
@@ -225,8 +256,11 @@ mod tests {
             }
         }
         expected.extend((-1_i16).to_be_bytes());
-        assert_eq!(encoder.take(), expected);
-        assert_eq!((encoder.rows(), encoder.bytes(), encoder.take()), (0, 0, Bytes::new()));
+        let rows = encoder.take();
+        assert_eq!((rows.stream, rows.count, rows.days), (Bytes::from(expected), 1, vec![10_957]));
+        let rows = encoder.take();
+        assert_eq!((encoder.rows(), encoder.bytes()), (0, 0));
+        assert_eq!((rows.stream, rows.count, rows.days), (Bytes::new(), 0, vec![]));
     }
 
     #[test]

@@ -3,9 +3,10 @@
 //! Nothing waits for ever: every exchange has a deadline, after which the connection is given up. Whether a commit
 //! that was cut off took place is read from the cursor by the next session, never guessed.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::pin::pin;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::SinkExt;
@@ -16,7 +17,7 @@ use tokio_postgres::{Client, CopyInSink, NoTls, SimpleQueryMessage, Statement};
 use tracing::{info, warn};
 
 use super::config::{Config, describe};
-use super::copy::COLUMNS;
+use super::copy::{COLUMNS, Rows};
 use super::failure::{StoreError, sink_error, store_error, timed_out};
 use super::migration::migrate;
 use crate::pump::SinkError;
@@ -27,8 +28,11 @@ const PART_BYTES: usize = 256 << 10;
 const GRACE: Duration = Duration::from_secs(5);
 /// How long making partitions may wait for readers of the table, in milliseconds; they are made well ahead.
 const PARTITION_LOCK_MS: u32 = 2_000;
-/// How often to see whether partitions are to be made.
+/// How often to see whether partitions are to be made, and how long to leave it after a failure.
 const PARTITION_INTERVAL: Duration = Duration::from_secs(600);
+/// Readings may come late; older ones, and those of days too far ahead, go to the default partition, so that devices
+/// with a wrong clock do not make partitions without end.
+const PARTITION_DAYS_BACK: i64 = 400;
 
 /// The number by which rows know the journal: the same again, should the cursor's row ever be lost.
 pub(super) const fn journal_key(journal: JournalId) -> i64 {
@@ -46,7 +50,11 @@ pub(super) struct Session {
     journal: i64,
     /// The cursor as the database last told or took it.
     position: Option<Offset>,
+    /// The days that have a partition, as far as known; counted from 1970-01-01.
+    days: HashSet<i64>,
     partitions_checked: Instant,
+    /// Whether the last attempt to make partitions failed.
+    partitions_failed: bool,
 }
 
 impl Drop for Session {
@@ -88,9 +96,11 @@ impl Session {
             target,
             journal: journal_key(journal),
             position,
+            days: HashSet::new(),
             partitions_checked: Instant::now(),
+            partitions_failed: false,
         };
-        session.make_partitions().await;
+        session.make_partitions_ahead().await;
         Ok(session)
     }
 
@@ -106,11 +116,10 @@ impl Session {
         SinkError::Retry(format!("the connection to PostgreSQL was lost ({})", describe(&self.target)))
     }
 
-    /// Stores `rows`, a whole `COPY` stream or nothing, and moves the cursor to `end`, both or neither.
-    pub(super) async fn store(&mut self, rows: Bytes, end: Offset) -> Result<(), StoreError> {
-        if self.partitions_checked.elapsed() >= PARTITION_INTERVAL {
-            self.make_partitions().await;
-        }
+    /// Stores `rows` and moves the cursor to `end`, both or neither.
+    pub(super) async fn store(&mut self, rows: Rows, end: Offset) -> Result<(), StoreError> {
+        self.make_partitions_for(&rows.days).await;
+        let rows = rows.stream;
         let stored = match self.store_once(rows.clone(), end).await {
             Err(StoreError::Duplicate) => self.store_missing(rows, end).await,
             stored => stored,
@@ -243,22 +252,49 @@ impl Session {
         tokio::time::timeout(wait, exchange).await.map_err(|_| timed_out(doing, wait, &self.target))
     }
 
-    /// Makes the partitions from yesterday on. Rows of days without one go to the default partition, so a failure is
-    /// no reason to stop; it is tried again.
-    async fn make_partitions(&mut self) {
-        self.partitions_checked = Instant::now();
-        let sql = format!(
-            "SET lock_timeout = {PARTITION_LOCK_MS};
-             SELECT \"{}\".make_partitions(
-                (now() AT TIME ZONE 'UTC')::date - 1, (now() AT TIME ZONE 'UTC')::date + {});
-             SET lock_timeout = 0",
-            self.config.internal_schema(),
-            self.config.partition_days_ahead
-        );
-        if let Err(error) = self.simple("making partitions", &sql).await {
-            warn!(%error, "partitions could not be made; readings of days without one go to the default partition");
+    /// Makes the partitions from yesterday on, unless it was done a while ago; then those of `days`. Rows of days
+    /// without one go to the default partition, so a failure is no reason to stop; it is tried again.
+    async fn make_partitions_for(&mut self, days: &[i64]) {
+        if self.partitions_checked.elapsed() >= PARTITION_INTERVAL {
+            self.make_partitions_ahead().await;
+        }
+        let today = today();
+        let window = today - PARTITION_DAYS_BACK..=today + i64::from(self.config.partition_days_ahead);
+        for day in days {
+            if !self.partitions_failed && window.contains(day) && !self.days.contains(day) {
+                self.make_partitions(*day, *day).await;
+            }
         }
     }
+
+    async fn make_partitions_ahead(&mut self) {
+        self.partitions_checked = Instant::now();
+        let today = today();
+        self.make_partitions(today - 1, today + i64::from(self.config.partition_days_ahead)).await;
+    }
+
+    async fn make_partitions(&mut self, first: i64, last: i64) {
+        let sql = format!(
+            "SET lock_timeout = {PARTITION_LOCK_MS};
+             SELECT \"{}\".make_partitions(date '1970-01-01' + {first}, date '1970-01-01' + {last});
+             SET lock_timeout = 0",
+            self.config.internal_schema(),
+        );
+        let made = self.simple("making partitions", &sql).await;
+        self.partitions_failed = made.is_err();
+        match made {
+            Ok(()) => self.days.extend(first..=last),
+            Err(error) => {
+                warn!(%error, "partitions could not be made; readings of days without one go to the default partition");
+            }
+        }
+    }
+}
+
+/// The day in UTC, counted from 1970-01-01.
+fn today() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs() / 86_400).expect("seconds divided by 86,400 are below 2^63")
 }
 
 /// Ends the connection's task unless it is released.

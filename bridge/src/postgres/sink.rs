@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
 use metrics::counter;
 use tidegate_broker::journal::JournalId;
 use tidegate_broker::record::{Batch, Entry, Offset};
@@ -14,11 +13,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::config::Config;
-use super::copy::RowEncoder;
+use super::copy::{RowEncoder, Rows};
 use super::failure::StoreError;
 use super::session::{Session, journal_key};
 use crate::health::Part;
 use crate::pump::{Reject, Rejects, Sink, SinkError};
+
+/// A group is never made to take less than this.
+const GROUP_BYTES_MIN: usize = 64 << 10;
 
 /// Carries records into PostgreSQL. Rejects are counted, told, and kept in the table `quarantine`.
 #[derive(Debug)]
@@ -31,6 +33,9 @@ pub struct PostgresSink {
     open: Vec<Batch>,
     /// Confirmed, and not yet told.
     settled: Option<Offset>,
+    /// A group takes no further batch once it has this many bytes of rows. Halved by every failure and doubled by every
+    /// success, so that also a line that is too slow for a large group within the timeout makes progress.
+    group_bytes_max: usize,
     worker: Option<Worker>,
 }
 
@@ -53,8 +58,7 @@ impl Drop for Worker {
 #[derive(Debug)]
 struct Group {
     batches: Vec<Batch>,
-    rows: Bytes,
-    row_count: u64,
+    rows: Rows,
     end: Offset,
 }
 
@@ -62,6 +66,7 @@ impl PostgresSink {
     /// A sink for records of `journal`; nothing is connected yet.
     pub fn new(config: Config, journal: JournalId, part: Part) -> Self {
         Self {
+            group_bytes_max: config.transaction_bytes_max,
             config,
             journal,
             part,
@@ -86,9 +91,7 @@ impl PostgresSink {
             return Ok(());
         };
         let end = last.end();
-        let row_count = self.encoder.rows();
-        let group =
-            Group { end, row_count, rows: self.encoder.take(), batches: std::mem::take(&mut self.open) };
+        let group = Group { end, rows: self.encoder.take(), batches: std::mem::take(&mut self.open) };
         worker.is_busy = true;
         // There is room: only one group is ever under way. A closed channel means that the worker has told why.
         let _ = worker.groups.try_send(group);
@@ -104,10 +107,12 @@ impl PostgresSink {
         match outcome {
             Some(Ok(end)) => {
                 worker.is_busy = false;
+                self.group_bytes_max = (self.group_bytes_max * 2).min(self.config.transaction_bytes_max);
                 self.settled = Some(end);
                 self.dispatch()
             }
             Some(Err(error)) => {
+                self.group_bytes_max = (self.group_bytes_max / 2).max(GROUP_BYTES_MIN);
                 self.disconnect();
                 Err(error)
             }
@@ -147,7 +152,7 @@ impl Sink for PostgresSink {
     }
 
     async fn write(&mut self, batch: Batch) -> Result<(), SinkError> {
-        while self.encoder.bytes() >= self.config.transaction_bytes_max {
+        while self.encoder.bytes() >= self.group_bytes_max {
             self.outcome().await?;
         }
         self.encoder.push_batch(&batch, batch.base(), batch.end());
@@ -209,9 +214,10 @@ impl Store {
 
     async fn store(&mut self, mut group: Group) -> Result<(), SinkError> {
         let rows = std::mem::take(&mut group.rows);
+        let count = rows.count;
         match self.session.store(rows, group.end).await {
             Ok(()) => {
-                counter!("tidegate_postgres_rows_total").increment(group.row_count);
+                counter!("tidegate_postgres_rows_total").increment(count);
                 counter!("tidegate_postgres_transactions_total").increment(1);
                 Ok(())
             }
@@ -230,11 +236,11 @@ impl Store {
             for batch in &group.batches {
                 self.encoder.push_batch(batch, from, to);
             }
-            let row_count = self.encoder.rows();
             let rows = self.encoder.take();
+            let count = rows.count;
             let (reason, line) = match self.session.store(rows, to).await {
                 Ok(()) => {
-                    counter!("tidegate_postgres_rows_total").increment(row_count);
+                    counter!("tidegate_postgres_rows_total").increment(count);
                     continue;
                 }
                 Err(StoreError::Sink(error)) => return Err(error),

@@ -28,7 +28,7 @@ async fn real_inputs_become_exactly_their_rows() {
     deliver(&mut sink(&database.url), &[batch(0, &records)]).await;
     let rows = database.query(LINES, &[]).await;
     let lines: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-    let now = "2024-05-05 10:00:00.000";
+    let now = "2001-02-03 10:00:00.000";
     let then = "2025-07-27 14:30:00.000";
     let of_health =
         |item: u32, rest: &str| format!("4|{item}|device-001|{rest}|health/device_data|client|{then}|{now}");
@@ -141,7 +141,7 @@ async fn no_payload_is_refused_by_the_server() {
 #[tokio::test]
 async fn the_views_tell_the_latest_values_and_who_is_online() {
     let database = Database::create(services::postgres()).await;
-    let at = |seconds: u64, value: &str| format!(r#"{{"value":{value},"ts":{}}}"#, 1_714_903_200 + seconds);
+    let at = |seconds: u64, value: &str| format!(r#"{{"value":{value},"ts":{}}}"#, 981_194_400 + seconds);
     let records = [
         ("sensors/a/temperature", at(20, "2")),
         ("sensors/a/temperature", at(10, "1")),
@@ -186,21 +186,52 @@ async fn days_have_partitions_and_take_what_the_default_partition_held_of_them()
     let database = Database::create(services::postgres()).await;
     let mut sink = sink(&database.url);
     let records =
-        [("sensors/a/t", r#"{"value":1,"ts":"2025-07-27T23:59:59.999999Z"}"#), ("sensors/a/t", "2")];
+        [("sensors/a/t", r#"{"value":1,"ts":"1999-07-27T23:59:59.999999Z"}"#), ("sensors/a/t", "2")];
     deliver(&mut sink, &[batch(0, &records)]).await;
     let held = "SELECT count(*) FROM tidegate_internal.readings_default";
     assert_eq!(database.count(held).await, Some(2), "neither day has a partition: both are far from today");
-    let make = "SELECT tidegate_internal.make_partitions('2025-07-26', '2025-07-28')";
+    let make = "SELECT tidegate_internal.make_partitions('1999-07-26', '1999-07-28')";
     let made = database.query(make, &[]).await;
     assert_eq!(made[0].get::<_, i32>(0), 3);
     let made = database.query(make, &[]).await;
     assert_eq!(made[0].get::<_, i32>(0), 0, "made once");
     assert_eq!(database.count(held).await, Some(1));
-    assert_eq!(database.count("SELECT count(*) FROM tidegate_internal.readings_2025_07_27").await, Some(1));
+    assert_eq!(database.count("SELECT count(*) FROM tidegate_internal.readings_1999_07_27").await, Some(1));
     assert_eq!(database.count("SELECT count(*) FROM tidegate.readings").await, Some(2));
     let ahead = "SELECT count(*) FROM generate_series(0, 7) d WHERE to_regclass('tidegate_internal.readings_' || \
         to_char((now() AT TIME ZONE 'UTC')::date + d::int, 'YYYY_MM_DD')) IS NOT NULL";
     assert_eq!(database.count(ahead).await, Some(8), "today and a week ahead have partitions");
+}
+
+#[tokio::test]
+async fn late_readings_make_the_partitions_of_their_days() {
+    let database = Database::create(services::postgres()).await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let days_ago = |days: u64| ("sensors/a/t", format!(r#"{{"value":{days},"ts":{}}}"#, now - days * 86_400));
+    let records = [days_ago(0), days_ago(3), days_ago(300), days_ago(3), days_ago(4_000)];
+    deliver(&mut sink(&database.url), &[batch(0, &records)]).await;
+    let held = "SELECT count(*) FROM tidegate_internal.readings_default";
+    assert_eq!(database.count(held).await, Some(1), "only the oldest is too old");
+    let partitions = database
+        .query("SELECT DISTINCT tableoid::regclass::text FROM tidegate.readings WHERE number < 4000", &[])
+        .await;
+    assert_eq!(partitions.len(), 3, "{partitions:?}");
+}
+
+#[tokio::test]
+async fn whoever_reads_for_long_holds_nothing_up() {
+    let database = Database::create(services::postgres()).await;
+    let mut sink = sink(&database.url);
+    deliver(&mut sink, &numbered(1, 10)).await;
+    database.query("BEGIN", &[]).await;
+    assert_eq!(database.count("SELECT count(*) FROM tidegate.readings").await, Some(10));
+    // Its locks keep the partition from being made; the reading goes to the default partition.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let late = [("sensors/a/t", format!(r#"{{"value":1,"ts":{}}}"#, now - 20 * 86_400))];
+    deliver(&mut sink, &[batch(10, &late)]).await;
+    database.query("COMMIT", &[]).await;
+    let held = "SELECT count(*) FROM tidegate_internal.readings_default WHERE position = 10";
+    assert_eq!(database.count(held).await, Some(1));
 }
 
 #[tokio::test]
