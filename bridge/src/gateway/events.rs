@@ -8,7 +8,7 @@
 //!
 //! An event is encoded once per form however many subscribers get it. A batch wakes a subscriber once.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
@@ -16,22 +16,19 @@ use std::thread::{self, JoinHandle, Thread};
 use axum::extract::ws::Utf8Bytes;
 use bytes::Bytes;
 use tidegate_broker::journal::{Journal, Reader};
-use tidegate_broker::record::{Batch, Offset, Record, Timestamp};
+use tidegate_broker::record::{Batch, Entry, Offset, Record, Timestamp};
 use tidegate_broker::topic::TopicName;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 
 use super::encode::{self, Encoder, Form};
 use super::interest::Interest;
+use super::subscriber::{Kind, Phase, Pushed, Subscriber};
 use super::subscription::Subscription;
 
 /// Topics whose subscribers are remembered; above it, all are forgotten and looked up again.
 const REMEMBERED_TOPICS_MAX: usize = 16_384;
-/// What an event in a queue costs besides its bytes.
-const QUEUED_EVENT_BYTES: usize = 64;
 /// Subscribers that read segments at the same time; more wait for their turn.
 const CATCH_UP_READS_MAX: usize = 4;
-/// Frames besides records that wait for one WebSocket; more are not sent to it.
-const CONTROL_FRAMES_MAX: usize = 64;
 
 /// Limits of the fan-out.
 #[derive(Clone, Copy, Debug)]
@@ -40,96 +37,6 @@ pub(super) struct Limits {
     pub(super) subscribers_max: usize,
     /// Bytes in one subscriber's queue; above it the subscriber catches up from the journal.
     pub(super) queue_bytes_max: usize,
-}
-
-/// How a subscriber is connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    EventStream,
-    WebSocket,
-}
-
-/// Where a subscriber's records come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// From the follower; records before `from` are not for it.
-    Live { from: Offset },
-    /// From the journal; this is the next offset to read.
-    CatchingUp(Offset),
-}
-
-/// What the follower and the subscriber's own task share.
-#[derive(Debug)]
-pub(super) struct State {
-    pub(super) phase: Phase,
-    pub(super) interest: Arc<Interest>,
-    queue: VecDeque<(Offset, Bytes)>,
-    queued_bytes: usize,
-}
-
-impl State {
-    /// Takes events out of the queue, at least one if there is one, up to about `bytes_max`.
-    pub(super) fn take(&mut self, bytes_max: usize) -> Vec<Bytes> {
-        let mut taken = Vec::new();
-        let mut bytes = 0;
-        while bytes < bytes_max
-            && let Some((_, event)) = self.queue.pop_front()
-        {
-            bytes += event.len();
-            self.queued_bytes -= event.len() + QUEUED_EVENT_BYTES;
-            taken.push(event);
-        }
-        taken
-    }
-
-    pub(super) fn first_queued(&self) -> Option<Offset> {
-        self.queue.front().map(|(offset, _)| *offset)
-    }
-
-    /// Queues a live event; when it does not fit, gives up the queue and says so.
-    fn push(&mut self, offset: Offset, event: Bytes, bytes_max: usize) -> Pushed {
-        let cost = event.len() + QUEUED_EVENT_BYTES;
-        if !self.queue.is_empty() && self.queued_bytes + cost > bytes_max {
-            let from = self.first_queued().unwrap_or(offset);
-            self.queue = VecDeque::new();
-            self.queued_bytes = 0;
-            self.phase = Phase::CatchingUp(from);
-            return Pushed::FellBehind;
-        }
-        self.queued_bytes += cost;
-        self.queue.push_back((offset, event));
-        Pushed::Queued
-    }
-}
-
-enum Pushed {
-    Queued,
-    FellBehind,
-}
-
-/// One subscriber, seen from the hub.
-#[derive(Debug)]
-pub(super) struct Subscriber {
-    pub(super) id: u64,
-    pub(super) kind: Kind,
-    pub(super) connected_at: Timestamp,
-    pub(super) delivered: AtomicU64,
-    pub(super) wake: Notify,
-    state: Mutex<State>,
-    control: Option<mpsc::Sender<Utf8Bytes>>,
-}
-
-impl Subscriber {
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn client_id(&self) -> String {
-        match self.kind {
-            Kind::EventStream => format!("stream_{}", self.id),
-            Kind::WebSocket => format!("client_{}", self.id),
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -257,26 +164,8 @@ impl Hub {
         interest: Interest,
         from: Offset,
     ) -> Result<(Subscription, mpsc::Receiver<Utf8Bytes>), TooManySubscribers> {
-        let (control, frames) = mpsc::channel(CONTROL_FRAMES_MAX);
-        let control = match kind {
-            Kind::EventStream => None,
-            Kind::WebSocket => Some(control),
-        };
-        let state = State {
-            phase: Phase::CatchingUp(from),
-            interest: Arc::new(interest),
-            queue: VecDeque::new(),
-            queued_bytes: 0,
-        };
-        let subscriber = Arc::new(Subscriber {
-            id: self.next_id.fetch_add(1, Ordering::Relaxed),
-            kind,
-            connected_at: encode::now(),
-            delivered: AtomicU64::new(0),
-            wake: Notify::new(),
-            state: Mutex::new(state),
-            control,
-        });
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (subscriber, frames) = Subscriber::new(id, kind, interest, from);
         let mut table = self.table();
         if table.subscribers.len() >= self.limits.subscribers_max {
             self.totals.refused.fetch_add(1, Ordering::Relaxed);
@@ -321,13 +210,13 @@ impl Hub {
         true
     }
 
-    /// Every wanted record before the returned offset has been taken by the subscriber or lies before its place.
+    /// Every wanted record before the returned offset was taken out of the queue or read.
     pub(super) fn position(&self, subscriber: &Subscriber) -> Offset {
         let table = self.table();
         let state = subscriber.state();
         match state.phase {
             Phase::Live { from } => state.first_queued().unwrap_or_else(|| table.position.max(from)),
-            Phase::CatchingUp(next) => state.first_queued().unwrap_or(next),
+            Phase::CatchingUp(next) => state.first_queued().map_or(next, |queued| queued.min(next)),
         }
     }
 
@@ -363,10 +252,10 @@ impl Hub {
     pub(super) fn broadcast(&self, frame: &Utf8Bytes) -> usize {
         let mut sent = 0;
         for subscriber in self.table().subscribers.values() {
-            match subscriber.control.as_ref().map(|control| control.try_send(frame.clone())) {
+            match subscriber.offer(frame) {
                 None => {}
-                Some(Ok(())) => sent += 1,
-                Some(Err(_)) => {
+                Some(true) => sent += 1,
+                Some(false) => {
                     self.totals.control_dropped.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -427,8 +316,8 @@ impl Hub {
         let mut woken: Vec<Arc<Subscriber>> = Vec::new();
         for (appended, entry) in batch.entries_from(from) {
             let record = match entry {
-                tidegate_broker::record::Entry::Record(record) => record,
-                tidegate_broker::record::Entry::Control(_) => continue,
+                Entry::Record(record) => record,
+                Entry::Control(_) => continue,
             };
             self.deliver_record(&mut table, appended.offset, &record, &mut woken);
         }
@@ -460,7 +349,7 @@ impl Hub {
                 Form::Event => &mut encoded[2],
             };
             let event = slot.get_or_insert_with(|| self.encoder.encode(form, offset, record));
-            let first = state.queue.is_empty();
+            let first = state.first_queued().is_none();
             match state.push(offset, event.clone(), self.limits.queue_bytes_max) {
                 Pushed::Queued => {}
                 Pushed::FellBehind => {
@@ -558,3 +447,6 @@ impl Drop for Follower {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,7 @@ mod routes;
 mod serve;
 mod sse;
 mod status;
+mod subscriber;
 mod subscription;
 mod websocket;
 

@@ -23,12 +23,12 @@ use tidegate_broker::topic::TopicFilter;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::encode::Form;
-use super::events::Kind;
 use super::interest::Interest;
 use super::reply::Refusal;
 use super::resume::{Beginning, From};
 use super::routes::App;
 use super::serve::Drain;
+use super::subscriber::Kind;
 use super::subscription::{Delivery, Subscription};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");

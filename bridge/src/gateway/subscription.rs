@@ -11,10 +11,11 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tidegate_broker::journal::Reader;
-use tidegate_broker::record::Offset;
+use tidegate_broker::record::{Entry, Offset};
 
-use super::events::{Hub, Phase, Subscriber};
+use super::events::Hub;
 use super::interest::Interest;
+use super::subscriber::{Phase, Subscriber};
 
 /// Bytes of events handed over at once, and read at once while catching up.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -53,8 +54,8 @@ pub(super) struct Subscription {
     subscriber: Arc<Subscriber>,
     reader: Option<Reader>,
     reading: Option<Reading>,
-    /// Finished early because the interest was to change; comes first.
-    finished: Option<Delivery>,
+    /// Read from this place on and finished early because the interest was to change; comes first.
+    finished: Option<(Offset, Delivery)>,
     /// Set after a chunk that ended before the durable end: there is no need to ask the hub.
     far_behind: bool,
 }
@@ -77,13 +78,14 @@ impl Subscription {
 
     /// Every wanted record before it has come out of [`Subscription::next`].
     pub(super) fn position(&self) -> Offset {
-        self.hub.position(&self.subscriber)
+        let position = self.hub.position(&self.subscriber);
+        self.finished.as_ref().map_or(position, |(from, _)| position.min(*from))
     }
 
     /// Waits for what comes next.
     pub(super) async fn next(&mut self) -> Delivery {
         loop {
-            if let Some(delivery) = self.finished.take() {
+            if let Some((_, delivery)) = self.finished.take() {
                 return self.counted(delivery);
             }
             if self.reading.is_some() {
@@ -114,8 +116,9 @@ impl Subscription {
         change: impl FnOnce(&mut Interest, Offset) -> Option<Offset>,
     ) {
         if self.reading.is_some() {
+            let from = self.hub.position(&self.subscriber);
             let delivery = self.finish_reading().await;
-            self.finished = Some(delivery);
+            self.finished = Some((from, delivery));
         }
         self.hub.change_interest(&self.subscriber, change);
         self.far_behind = false;
@@ -207,7 +210,7 @@ fn read_chunk(hub: &Hub, mut reader: Reader, interest: &Interest, next: Offset) 
             && let Some((appended, entry)) = entries.next()
         {
             next = appended.offset.plus(1);
-            let tidegate_broker::record::Entry::Record(record) = entry else { continue };
+            let Entry::Record(record) = entry else { continue };
             if let Some(form) = interest.form(appended.offset, record.topic) {
                 let event = hub.encoder.encode(form, appended.offset, &record);
                 bytes += event.len();

@@ -26,12 +26,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::encode::{self, Form};
 use super::envelope::{self, Request};
-use super::events::Kind;
 use super::interest::Interest;
 use super::reply::Refusal;
 use super::resume::{Beginning, From};
 use super::routes::App;
 use super::sse;
+use super::subscriber::Kind;
 use super::subscription::{Delivery, Subscription};
 
 /// What `/ws/events` subscribes by itself.
