@@ -196,6 +196,7 @@ impl Shard {
             Token(index) => {
                 let Some(Some(socket)) = self.sockets.get_mut(index) else { return };
                 let key = socket.key;
+                socket.ended |= event.is_read_closed() || event.is_error();
                 if (event.is_readable() || event.is_read_closed() || event.is_error()) && !socket.in_ready {
                     socket.readable = true;
                     if !socket.held {

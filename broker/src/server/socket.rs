@@ -22,6 +22,8 @@ pub(super) struct Socket {
     pub(super) needed: usize,
     /// The last read filled its buffer, so that there may be more.
     pub(super) readable: bool,
+    /// The client's side has ended: no event will come any more, so only the end itself ends reading.
+    pub(super) ended: bool,
     /// Whether it is in the list of sockets to read from.
     pub(super) in_ready: bool,
     /// Nothing is read until the broker says so.
@@ -51,6 +53,7 @@ impl Socket {
             unread: Vec::new(),
             needed: 0,
             readable: false,
+            ended: false,
             in_ready: false,
             held: false,
             closes_at: None,
@@ -68,7 +71,7 @@ impl Socket {
             return match self.stream.read(&mut buffer[kept..]) {
                 Ok(0) => ReadOutcome::Closed,
                 Ok(bytes) => {
-                    self.readable = kept + bytes == buffer.len();
+                    self.readable = self.ended || kept + bytes == buffer.len();
                     self.unread.clear();
                     ReadOutcome::Shared(kept + bytes)
                 }
