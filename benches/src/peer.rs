@@ -166,7 +166,6 @@ fn tidegate_command(binary: &Path, folder: &Path, address: SocketAddr) -> Result
     command
         .env("TIDEGATE_DATA_DIR", folder.join("data"))
         .env("TIDEGATE_MQTT_LISTEN", address.to_string())
-        .env("TIDEGATE_MQTT_WS_LISTEN", free_address()?.to_string())
         .env("TIDEGATE_HTTP_LISTEN", free_address()?.to_string());
     Ok(command)
 }
