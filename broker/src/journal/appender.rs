@@ -215,12 +215,11 @@ impl Append for Appender {
         if self.filling.as_ref().is_some_and(|batch| batch.entries_bytes() + bytes > batch_bytes) {
             self.hand_over();
         }
-        let mut batch = match self.filling.take() {
-            Some(batch) => batch,
-            None => self.begin(entry),
-        };
+        if self.filling.is_none() {
+            self.filling = Some(self.begin(entry));
+        }
+        let batch = self.filling.as_mut().expect("a batch was just begun");
         let appended = batch.push(entry);
-        self.filling = Some(batch);
         self.accepted_bytes += bytes as u64;
         self.end = appended.offset.plus(1);
         Ok(appended)

@@ -26,6 +26,15 @@ pub struct Reader {
 struct Place {
     segment: Arc<Segment>,
     frames: FrameReader,
+    /// The batch in front of `frames`: whoever takes only a part of it seeks back into it.
+    last: Option<Batch>,
+}
+
+impl Place {
+    /// Whether `offset` is in the last batch or just behind it.
+    fn is_near(&self, offset: Offset) -> bool {
+        self.last.as_ref().is_some_and(|last| last.base() <= offset && offset <= last.end())
+    }
 }
 
 #[allow(clippy::should_implement_trait)]
@@ -46,10 +55,10 @@ impl Reader {
     }
 
     /// Goes on from `offset`; what lies in between does not count as skipped. Beyond the durable end it waits
-    /// until the durable end has come that far.
+    /// until the durable end has come that far. Seeking inside the batch that was returned last costs nothing.
     pub fn seek(&mut self, offset: Offset) {
         self.offset = offset;
-        self.place = None;
+        self.place.take_if(|place| !place.is_near(offset));
     }
 
     /// The next batch, beginning exactly at [`Reader::offset`]; `None` at the durable end.
@@ -107,6 +116,11 @@ impl Reader {
                 Some(place) => place,
                 None => self.place.insert(locate(&self.shared, self.offset)?),
             };
+            if let Some(last) = &place.last
+                && self.offset < last.end()
+            {
+                return Ok(last.clone());
+            }
             let (segment, at) = (&place.segment, place.frames.position());
             let damaged = |found: String| ReadError::Damaged {
                 file: self.shared.storage.display(&segment.name),
@@ -115,7 +129,11 @@ impl Reader {
             };
             match place.frames.next(segment.readable()) {
                 Ok(Found::Frame(frame, _)) if frame.end() <= self.offset => {}
-                Ok(Found::Frame(frame, body)) => return batch(&frame, body, self.offset).map_err(damaged),
+                Ok(Found::Frame(frame, body)) => {
+                    let batch = batch(&frame, body, self.offset).map_err(damaged)?;
+                    place.last = Some(batch.clone());
+                    return Ok(batch);
+                }
                 Ok(Found::End) if self.offset >= segment.end() => self.place = None,
                 Ok(Found::End) => return Err(damaged(format!("entry {} is missing", self.offset))),
                 Ok(Found::Bad(_)) => return Err(damaged("a checksum is wrong".to_owned())),
@@ -139,7 +157,7 @@ fn locate(shared: &Shared, offset: Offset) -> Result<Place, ReadError> {
     }
     let file = shared.storage.open(&segment.name).map_err(|error| io_error(shared, &segment, error))?;
     let frames = FrameReader::new(file, segment.header.salt, segment.position_near(offset));
-    Ok(Place { segment, frames })
+    Ok(Place { segment, frames, last: None })
 }
 
 fn io_error(shared: &Shared, segment: &Segment, error: io::Error) -> ReadError {

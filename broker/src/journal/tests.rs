@@ -184,3 +184,47 @@ fn after_a_failed_sync_nothing_is_accepted_and_everyone_is_told() {
     assert!(failed.contains("memory:00000000000000000000.log"), "{failed}");
     assert!(journal.reader(Offset(0)).next().unwrap().is_none());
 }
+
+#[test]
+fn a_reader_that_took_a_part_of_a_batch_goes_on_inside_it_without_reading_again() {
+    let disk = MemoryStorage::default();
+    let options = Options { tail_bytes: 0, ..small() };
+    let (journal, mut appender, mut writer) = Journal::open_stepped(Arc::new(disk.clone()), options).unwrap();
+    for number in 0..12 {
+        push(&mut appender, number);
+        if number % 6 == 5 {
+            appender.submit();
+            writer.step();
+        }
+    }
+    let mut reader = journal.reader(Offset(1));
+    assert_eq!(contents(&reader.next().unwrap().unwrap()), expected(1..6));
+    let calls = disk.calls();
+    for from in [3, 0, 5] {
+        reader.seek(Offset(from));
+        assert_eq!(contents(&reader.next().unwrap().unwrap()), expected(from..6));
+    }
+    assert_eq!(contents(&reader.next().unwrap().unwrap()), expected(6..12));
+    assert_eq!(disk.calls(), calls, "it was all read with the first call");
+    assert!(reader.next().unwrap().is_none());
+}
+
+#[test]
+fn a_seek_reads_near_its_offset_only() {
+    let disk = MemoryStorage::default();
+    let options = Options { tail_bytes: 0, batch_bytes: 20_000, ..Options::default() };
+    let (journal, mut appender, mut writer) =
+        Journal::open_stepped(Arc::new(disk.clone()), options.clone()).unwrap();
+    for _ in 0..1_000 {
+        appender.append(&Entry::Control(&[1; 3_000])).unwrap();
+    }
+    appender.submit();
+    writer.step();
+    writer.finish();
+    assert_eq!(journal.status().segments, 1);
+    disk.kill();
+    let (again, ..) = Journal::open_stepped(Arc::new(disk.clone()), options).unwrap();
+    let calls = disk.calls();
+    assert_eq!(again.reader(Offset(900)).next().unwrap().unwrap().base(), Offset(900));
+    assert!(disk.calls() - calls <= 3, "open it, and read 256 KiB at most twice");
+}
