@@ -367,12 +367,13 @@ impl BatchBuilder {
         let length = encoded_bytes(entry);
         self.bytes.reserve(length);
         let length = u32::try_from(length - LENGTH_BYTES).expect("packets are below 256 MiB [MQTT-1.5.5]");
-        self.bytes.put_u32_le(length);
         match entry {
-            Entry::Record(record) => self.put_record(record),
+            Entry::Record(record) => self.put_record(length, record),
             Entry::Control(body) => {
-                self.bytes.put_u8(KIND_CONTROL);
-                self.bytes.put_bytes(0, ENTRY_FIXED_BYTES - 1);
+                let mut fixed = [0; LENGTH_BYTES + ENTRY_FIXED_BYTES];
+                fixed[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+                fixed[LENGTH_BYTES] = KIND_CONTROL;
+                self.bytes.put_slice(&fixed);
                 self.bytes.put_slice(body);
             }
         }
@@ -380,20 +381,22 @@ impl BatchBuilder {
         appended
     }
 
-    fn put_record(&mut self, record: &Record<'_>) {
+    fn put_record(&mut self, length: u32, record: &Record<'_>) {
         let (client, topic) = (record.client.as_bytes(), record.topic.as_str().as_bytes());
         let properties = record.properties.encoded();
         let since = u32::try_from(record.time.0.saturating_sub(self.time.0)).unwrap_or(u32::MAX);
-        let mut fixed = [0; ENTRY_FIXED_BYTES + RECORD_FIXED_BYTES];
-        fixed[0] = KIND_RECORD;
-        fixed[1] = record.qos as u8 | if record.retain { FLAG_RETAIN } else { 0 };
-        fixed[2..4].copy_from_slice(&record.packet_id.to_le_bytes());
-        fixed[4..8].copy_from_slice(&since.to_le_bytes());
-        fixed[8..10].copy_from_slice(&length_u16(client).to_le_bytes());
-        fixed[10..12].copy_from_slice(&length_u16(topic).to_le_bytes());
+        // One small array instead of many small writes: this runs for every record.
+        let mut fixed = [0; LENGTH_BYTES + ENTRY_FIXED_BYTES + RECORD_FIXED_BYTES];
+        fixed[0..4].copy_from_slice(&length.to_le_bytes());
+        fixed[4] = KIND_RECORD;
+        fixed[5] = record.qos as u8 | if record.retain { FLAG_RETAIN } else { 0 };
+        fixed[6..8].copy_from_slice(&record.packet_id.to_le_bytes());
+        fixed[8..12].copy_from_slice(&since.to_le_bytes());
+        fixed[12..14].copy_from_slice(&length_u16(client).to_le_bytes());
+        fixed[14..16].copy_from_slice(&length_u16(topic).to_le_bytes());
         let properties_bytes =
             u32::try_from(properties.len()).expect("packets are below 256 MiB [MQTT-1.5.5]");
-        fixed[12..16].copy_from_slice(&properties_bytes.to_le_bytes());
+        fixed[16..20].copy_from_slice(&properties_bytes.to_le_bytes());
         self.bytes.put_slice(&fixed);
         self.bytes.put_slice(client);
         self.bytes.put_slice(topic);

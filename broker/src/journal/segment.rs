@@ -17,6 +17,11 @@ use crate::record::{Offset, Timestamp};
 
 /// One frame in so many bytes is remembered in the sparse index; a seek reads at most this much in vain.
 const INDEX_EVERY_BYTES: u64 = 256 * 1024;
+/// About this much of the newest entries stays in the operating system's cache for readers that are a little
+/// behind. Whoever is further behind reads from disk in order; and what gigabytes of entries would drive out of
+/// the cache, or count against a container's memory, is worth more.
+const CACHED_BYTES: u64 = 32 << 20;
+const CACHE_STEP_BYTES: u64 = 8 << 20;
 /// How much of a segment is read at once.
 const READ_BYTES: u64 = 256 * 1024;
 
@@ -126,6 +131,10 @@ pub(super) struct ActiveSegment {
     file: Arc<dyn StorageFile>,
     /// Where the next frame goes.
     position: u64,
+    /// The file before this one, as long as the operating system may cache it.
+    before: Option<Arc<dyn StorageFile>>,
+    /// What lies before is no longer cached.
+    cached_from: u64,
 }
 
 impl ActiveSegment {
@@ -138,13 +147,13 @@ impl ActiveSegment {
         file.sync()?;
         storage.rename(&new, &segment.name)?;
         storage.sync_folder()?;
-        Ok(Self { segment, file, position: SEGMENT_HEADER_BYTES as u64 })
+        Ok(Self::resume(segment, file, SEGMENT_HEADER_BYTES as u64))
     }
 
     /// Goes on in a segment whose frames end at `position`.
     pub(super) fn resume(segment: Arc<Segment>, file: Arc<dyn StorageFile>, position: u64) -> Self {
         segment.file_bytes.store(position, Ordering::Relaxed);
-        Self { segment, file, position }
+        Self { segment, file, position, before: None, cached_from: 0 }
     }
 
     pub(super) fn position(&self) -> u64 {
@@ -170,6 +179,29 @@ impl ActiveSegment {
 
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync()
+    }
+
+    /// What the operating system need not cache any more: the segment before, and this one's front.
+    pub(super) fn let_cache_go(&mut self) {
+        if self.position < self.cached_from + CACHED_BYTES + CACHE_STEP_BYTES {
+            return;
+        }
+        if let Some(before) = self.before.take() {
+            before.let_go_before(u64::MAX >> 1);
+        }
+        self.cached_from = self.position - CACHED_BYTES;
+        self.file.let_go_before(self.cached_from);
+    }
+
+    /// Makes the next segment and goes on there. This one must be sealed.
+    pub(super) fn go_on(&mut self, storage: &dyn Storage, header: SegmentHeader) -> io::Result<()> {
+        let next = Self::create(storage, header)?;
+        let sealed = std::mem::replace(self, next);
+        if let Some(before) = sealed.before {
+            before.let_go_before(u64::MAX >> 1);
+        }
+        self.before = Some(sealed.file);
+        Ok(())
     }
 
     /// Closes the segment with a footer and syncs it; entries from `durable_before` on were not synced before.

@@ -42,6 +42,9 @@ pub trait StorageFile: Debug + Send + Sync {
     fn len(&self) -> io::Result<u64>;
     /// Cuts or extends it.
     fn set_len(&self, bytes: u64) -> io::Result<()>;
+    /// Says that what lies before file position `end` and is synced will hardly be read soon: whoever caches it
+    /// may let it go.
+    fn let_go_before(&self, _end: u64) {}
     /// Whether it holds nothing.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
@@ -205,5 +208,12 @@ impl StorageFile for DiskFile {
         self.0.set_len(bytes)?;
         // `fdatasync` need not write a length that shrank; this is rare enough to write everything here.
         self.0.sync_all()
+    }
+
+    fn let_go_before(&self, end: u64) {
+        if let Some(end) = std::num::NonZeroU64::new(end) {
+            // Only advice: where it is not taken, everything works as well.
+            let _ = rustix::fs::fadvise(&self.0, 0, Some(end), rustix::fs::Advice::DontNeed);
+        }
     }
 }

@@ -98,6 +98,7 @@ impl Writer {
         }
         if !self.written.is_empty() {
             self.publish();
+            self.active.let_cache_go();
         }
     }
 
@@ -215,7 +216,7 @@ impl Writer {
         self.synced_at = now;
         let footer_bytes = self.active.position() - before;
         let header = SegmentHeader { id: self.shared.id, base: self.end, created: now, salt: fresh_salt() };
-        self.active = ActiveSegment::create(&*self.shared.storage, header)?;
+        self.active.go_on(&*self.shared.storage, header)?;
         let bytes = footer_bytes + self.active.position();
         self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.shared.segments_mut().push_back(self.active.segment.clone());
