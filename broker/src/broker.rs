@@ -216,6 +216,8 @@ pub struct Broker {
     /// Makes assigned Client Identifiers hard to guess.
     seed: u64,
     durable_end: Offset,
+    /// Nothing becomes durable any more: see [`Broker::journal_failed`].
+    journal_failed: bool,
     connections: Slots<Connection>,
     sessions: Slots<Session>,
     by_client: HashMap<Arc<str>, Key>,
@@ -243,6 +245,7 @@ impl Broker {
             access,
             seed,
             durable_end: Offset(0),
+            journal_failed: false,
             connections: Slots::default(),
             sessions: Slots::default(),
             by_client: HashMap::default(),
@@ -506,8 +509,10 @@ impl Broker {
         self.save_progress(log);
     }
 
-    /// The journal has failed: what waits for it will never be durable. Whoever waits is told.
+    /// The journal has failed: what waits for it will never be durable. Whoever waits is told, and so is whoever
+    /// comes from now on.
     pub fn journal_failed(&mut self, now: Now, log: &mut dyn Append) {
+        self.journal_failed = true;
         let waiting = self.connections.iter().filter(|(_, connection)| connection.unacknowledged > 0);
         for key in waiting.map(|(key, _)| key).collect::<Vec<_>>() {
             self.disconnect(key, ReasonCode::ImplementationSpecificError, now, log);

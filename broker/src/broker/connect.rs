@@ -29,6 +29,11 @@ impl Broker {
     pub(super) fn handle_connect(&mut self, key: Key, connect: &Connect<'_>, now: Now, log: &mut dyn Append) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.version = connect.version;
+        if self.journal_failed {
+            // Its CONNACK would wait for the entries before it.
+            self.refuse(key, connect.version, ReasonCode::ServerUnavailable);
+            return;
+        }
         if let Err(reason) = self.admit(key, connect) {
             self.refuse(key, connect.version, reason);
             return;

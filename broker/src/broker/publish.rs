@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Broker, Delivery, Release, TOPIC_ALIASES_MAX, Taken};
 use crate::broker::Now;
 use crate::mqtt::{Ack, Publish, ReasonCode};
-use crate::record::{Append, Appended, Entry, Qos, Record, Refused};
+use crate::record::{Append, Appended, Entry, Offset, Qos, Record, Refused};
 use crate::session::control::Control;
 use crate::slots::Key;
 use crate::topic::TopicName;
@@ -78,7 +78,8 @@ impl Broker {
                         self.held.push(key);
                         return Taken::NotNow;
                     }
-                    Refused::Failed if can_tell => (log.end(), ReasonCode::ImplementationSpecificError),
+                    // The journal's end will never be durable, so there is nothing to wait for.
+                    Refused::Failed if can_tell => (Offset(0), ReasonCode::ImplementationSpecificError),
                     Refused::Failed => {
                         self.disconnect(key, ReasonCode::ImplementationSpecificError, now, log);
                         return Taken::Taken;
