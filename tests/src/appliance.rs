@@ -441,3 +441,53 @@ async fn a_second_signal_ends_at_once_and_loses_nothing() {
     tidegate.ready().await;
     assert_eq!(tidegate.health().await["journal"]["durable_end"], 1);
 }
+
+/// Publishes `bytes` bytes at QoS 1 with mosquitto's client, which has a while to get its answer; what it said if
+/// they were not acknowledged.
+async fn publish_bytes(tidegate: &Tidegate, version: &str, bytes: usize) -> Result<(), String> {
+    let payload = tidegate.folder().join("payload");
+    let said = tidegate.folder().join("said");
+    fs::write(&payload, vec![b'x'; bytes]).unwrap();
+    let mut command = Command::new("mosquitto_pub");
+    command
+        .args(["-h", &tidegate.mqtt.ip().to_string(), "-p", &tidegate.mqtt.port().to_string(), "-V", version])
+        .args(["-q", "1", "-t", "sensors/camera/image", "-f"])
+        .arg(&payload)
+        .stderr(File::create(&said).unwrap());
+    let status = process::ended(&mut process::spawn(&mut command), PATIENCE).await;
+    if status.success() { Ok(()) } else { Err(fs::read_to_string(said).unwrap()) }
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_refuses_everybody_says_so_and_loses_nothing() {
+    let mut tidegate = Tidegate::start(Settings::default()).await;
+    process::limit_files(tidegate.pid(), 1 << 20);
+    let mut acknowledged = 0;
+    while publish_bytes(&tidegate, "mqttv5", 200_000).await.is_ok() {
+        acknowledged += 1;
+        assert!(acknowledged < 6, "more is acknowledged than fits into the file");
+    }
+    assert!(acknowledged > 0);
+    let log = tidegate.log_has("the journal takes nothing more, because a write failed: ").await;
+    assert!(log.contains("Repair the disk, then start tidegate again"), "{log}");
+    let health = tidegate.health().await;
+    assert_eq!(
+        (&health["status"], &health["journal"]["state"]),
+        (&"unhealthy".into(), &"failed".into()),
+        "{health}"
+    );
+    assert_eq!(http::get(tidegate.http, "/health/ready").await.status, 503);
+
+    // Whoever comes now is told, and not left waiting.
+    for version in ["mqttv311", "mqttv5"] {
+        let said = publish_bytes(&tidegate, version, 1).await.unwrap_err();
+        assert!(said.contains("unavailable"), "{version}: {said}");
+    }
+    assert_eq!(http::post(tidegate.http, "/ingest", "application/json", b"{}").await.status, 503);
+
+    assert_eq!(tidegate.drain().await.code(), Some(0));
+    tidegate.spawn();
+    tidegate.ready().await;
+    assert_eq!(tidegate.health().await["journal"]["durable_end"], acknowledged);
+    publish_bytes(&tidegate, "mqttv5", 200_000).await.unwrap();
+}

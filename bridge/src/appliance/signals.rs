@@ -29,6 +29,8 @@ impl Signals {
         let take = |kind| {
             signal(kind).map_err(|error| StartError::Internal { part: "signals", error: error.to_string() })
         };
+        // A file that may grow no further is then a write that fails, which the journal tells, and not the end.
+        drop(take(SignalKind::from_raw(libc::SIGXFSZ))?);
         Ok(Self {
             interrupt: take(SignalKind::interrupt())?,
             terminate: take(SignalKind::terminate())?,

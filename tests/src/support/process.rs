@@ -63,6 +63,15 @@ pub(crate) async fn ended(child: &mut Child, patience: Duration) -> ExitStatus {
     eventually("the process ends", patience, async || child.try_wait().expect("the child is ours")).await
 }
 
+/// From now on no file of the process `pid` can grow beyond `bytes`: its writes fail, as they do on a full disk.
+pub(crate) fn limit_files(pid: u32, bytes: u64) {
+    let pid = libc::pid_t::try_from(pid).expect("process ids are positive and small");
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    // SAFETY: the new limit is read from a live value, the old one is not asked for.
+    let set = unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut()) };
+    assert_eq!(set, 0, "cannot limit process {pid}: {}", std::io::Error::last_os_error());
+}
+
 /// The most memory the process ever had resident, in bytes.
 pub(crate) fn peak_memory_bytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
