@@ -4,6 +4,9 @@
 //! live sessions when it is durable. A session that is behind reads the journal: [`Broker::poll_read`] says from
 //! where, [`Broker::read`] takes the batch.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use super::outbox::Outbox;
 use super::{Broker, Connection, Release, SHARED_BYTES_MIN};
 use crate::broker::Now;
@@ -203,8 +206,12 @@ impl Broker {
                 if front.gate > durable_end || (front.qos > Qos::AtMostOnce && !has_room) {
                     return None;
                 }
-                if let Some(delivery) = session.retained.pop_front() {
-                    self.send_retained(key, &delivery, now);
+                let delivery = front.clone();
+                if self.send_retained(key, &delivery, now, log) == Delivered::Behind {
+                    return None;
+                }
+                if let Some(session) = self.sessions.get_mut(key) {
+                    session.retained.pop_front();
                 }
                 continue;
             }
@@ -249,31 +256,31 @@ impl Broker {
         }
     }
 
+    /// Sends deliveries in flight again whose records lie in `batch`, which was read for the first of them.
     fn resend_from(&mut self, key: Key, batch: &Batch, now: Now) {
         let mut entries = batch.entries();
+        let mut first = true;
         loop {
             let Some(session) = self.sessions.get_mut(key) else { return };
             let Some(&packet_id) = session.resend.front() else { return };
-            let offset = match session.window.find(packet_id).map(|delivery| delivery.source.clone()) {
-                Some(Source::Journal(offset)) if offset < batch.end() => offset,
-                Some(Source::Journal(_) | Source::Retained(_)) => return,
-                None => {
-                    session.resend.pop_front();
-                    continue;
-                }
+            let waiting = match session.window.find(packet_id) {
+                Some(delivery) if matches!(delivery.stage, Stage::Sent | Stage::Announced) => delivery,
+                Some(_) | None => return,
             };
+            let Source::Journal(offset) = waiting.source else { return };
+            // Only the first was asked for: one below the batch is not missing, it has yet to be read.
+            if offset >= batch.end() || (offset < batch.base() && !first) {
+                return;
+            }
+            first = false;
             session.resend.pop_front();
             if entries.place().offset > offset {
                 entries = batch.entries();
             }
             match entries.find(|(place, _)| place.offset >= offset) {
                 Some((place, Entry::Record(record))) if place.offset == offset => {
-                    self.send_again(
-                        key,
-                        packet_id,
-                        Load { record: &record, batch: Some(batch), offset },
-                        now,
-                    );
+                    let load = Load { record: &record, batch: Some(batch), offset };
+                    self.send_again(key, packet_id, load, now);
                 }
                 Some(_) | None => {
                     tracing::warn!(%offset, "a record was trimmed before it could be delivered again");
@@ -362,7 +369,7 @@ impl Broker {
         }
         let source = Source::Journal(load.offset);
         if qos == Qos::ExactlyOnce && session.is_kept() {
-            return self.announce(found.session, source, load.offset, log);
+            return self.announce(found.session, source, log);
         }
         let packet_id = session.window.begin(source, qos, Stage::Sent);
         let wrap = Wrap { packet_id, ..wrap };
@@ -372,17 +379,26 @@ impl Broker {
         Delivered::Done
     }
 
-    /// Begins a QoS 2 delivery to a kept session: the journal learns its Packet Identifier first.
-    fn announce(&mut self, key: Key, source: Source, offset: Offset, log: &mut dyn Append) -> Delivered {
+    /// Begins a QoS 2 delivery to a kept session: the journal learns its Packet Identifier first, so that after a
+    /// crash the client does not take one publish for another.
+    fn announce(&mut self, key: Key, source: Source, log: &mut dyn Append) -> Delivered {
         let Some(session) = self.sessions.get_mut(key) else { return Delivered::Done };
         let Some(connection) = session.connection else { return Delivered::Behind };
-        let packet_id = session.window.begin(source, Qos::ExactlyOnce, Stage::Announced);
-        let announced = Control::Announced { session: session.number, packet_id, offset }.encode();
-        if log.append(&Entry::Control(&announced)).is_err() {
+        let packet_id = session.window.begin(source.clone(), Qos::ExactlyOnce, Stage::Announced);
+        let number = session.number;
+        let control = match &source {
+            Source::Journal(offset) => Control::Announced { session: number, packet_id, offset: *offset },
+            Source::Retained(retained) => {
+                Control::AnnouncedRetained { session: number, packet_id, retained: Cow::Borrowed(retained) }
+            }
+        };
+        if log.append(&Entry::Control(&control.encode())).is_err() {
             session.window.finish(packet_id);
             return Delivered::Behind;
         }
-        session.announced.insert(offset);
+        if let Source::Journal(offset) = source {
+            session.announced.insert(offset);
+        }
         self.gate(log.end(), connection, Release::Announced(packet_id));
         Delivered::Done
     }
@@ -442,27 +458,34 @@ impl Broker {
         );
     }
 
-    fn send_retained(&mut self, key: Key, delivery: &RetainedDelivery, now: Now) {
+    fn send_retained(
+        &mut self,
+        key: Key,
+        delivery: &RetainedDelivery,
+        now: Now,
+        log: &mut dyn Append,
+    ) -> Delivered {
         let record = delivery.retained.record();
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let Some(connection_key) = session.connection else { return };
-        let Some(connection) = self.connections.get(connection_key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else { return Delivered::Done };
+        let Some(connection_key) = session.connection else { return Delivered::Done };
+        let Some(connection) = self.connections.get(connection_key) else { return Delivered::Done };
         let identifiers = delivery.identifier.as_slice();
         let wrap = Wrap { dup: false, qos: delivery.qos, retain: true, packet_id: u16::MAX, identifiers };
-        let Some(expiry) = expiry_left(&record, now.wall) else { return };
+        let Some(expiry) = expiry_left(&record, now.wall) else { return Delivered::Done };
         if !fits(connection, &record, &wrap, expiry) {
             self.stats.publishes_dropped_total += 1;
-            return;
+            return Delivered::Done;
         }
+        let source = Source::Retained(Arc::clone(&delivery.retained));
         let packet_id = match delivery.qos {
             Qos::AtMostOnce => 0,
-            // A crash forgets that it was sent; the client then subscribes again and gets it again.
-            Qos::AtLeastOnce | Qos::ExactlyOnce => {
-                session.window.begin(Source::Retained(delivery.retained.clone()), delivery.qos, Stage::Sent)
-            }
+            Qos::ExactlyOnce if session.is_kept() => return self.announce(key, source, log),
+            // A crash forgets that it was sent, and the client subscribes again with a new session.
+            Qos::AtLeastOnce | Qos::ExactlyOnce => session.window.begin(source, delivery.qos, Stage::Sent),
         };
         let load = Load { record: &record, batch: None, offset: Offset(0) };
         self.write_publish(connection_key, load, &Wrap { packet_id, ..wrap }, expiry, None);
+        Delivered::Done
     }
 
     /// Sends PUBREL: what it says can no longer be undone by a crash.
@@ -521,7 +544,7 @@ impl Broker {
         match delivery.stage {
             Stage::Received | Stage::Announced | Stage::Done => {}
             Stage::Released => self.send_pubrel(key, ack.packet_id),
-            Stage::Sent if kept && matches!(delivery.source, Source::Journal(_)) => {
+            Stage::Sent if kept => {
                 delivery.stage = Stage::Received;
                 let received = Control::Received { session: number, packet_id: ack.packet_id }.encode();
                 if log.append(&Entry::Control(&received)).is_err() {

@@ -74,10 +74,17 @@ struct SavedSession<'a> {
     filters: Vec<(Cow<'a, str>, SubscriptionOptions)>,
     position: Offset,
     unreleased: Vec<u16>,
-    /// QoS 2 deliveries in flight: identifier, offset, whether PUBREC has come.
-    in_flight: Vec<(u16, Offset, bool)>,
+    /// QoS 2 deliveries in flight: identifier, content, whether PUBREC has come.
+    in_flight: Vec<(u16, SavedSource<'a>, bool)>,
     announced: Vec<Offset>,
     will: Option<Will>,
+}
+
+/// As [`Source`].
+#[derive(Serialize, Deserialize)]
+enum SavedSource<'a> {
+    Journal(Offset),
+    Retained(Cow<'a, Retained>),
 }
 
 impl Broker {
@@ -98,12 +105,14 @@ impl Broker {
     fn saved<'a>(&self, session: &'a Session) -> SavedSession<'a> {
         let filters =
             session.filters.iter().map(|(filter, options)| (Cow::Borrowed(filter.as_str()), *options));
-        let in_flight = session.window.iter().filter_map(|(packet_id, delivery)| match delivery.source {
-            Source::Journal(offset) if delivery.qos == Qos::ExactlyOnce => {
-                let received = matches!(delivery.stage, Stage::Received | Stage::Released);
-                Some((packet_id, offset, received))
-            }
-            Source::Journal(_) | Source::Retained(_) => None,
+        let exactly_once = session.window.iter().filter(|(_, delivery)| delivery.qos == Qos::ExactlyOnce);
+        let in_flight = exactly_once.map(|(packet_id, delivery)| {
+            let source = match &delivery.source {
+                Source::Journal(offset) => SavedSource::Journal(*offset),
+                Source::Retained(retained) => SavedSource::Retained(Cow::Borrowed(&**retained)),
+            };
+            let received = matches!(delivery.stage, Stage::Received | Stage::Released);
+            (packet_id, source, received)
         });
         SavedSession {
             number: session.number,
@@ -157,9 +166,13 @@ impl Broker {
         session.unreleased = saved.unreleased.iter().copied().collect();
         session.announced = saved.announced.iter().copied().collect();
         session.will.clone_from(&saved.will);
-        for &(packet_id, offset, received) in &saved.in_flight {
-            let stage = if received { Stage::Released } else { Stage::Sent };
-            session.window.restore(packet_id, Source::Journal(offset), stage);
+        for (packet_id, source, received) in &saved.in_flight {
+            let stage = if *received { Stage::Released } else { Stage::Sent };
+            let source = match source {
+                SavedSource::Journal(offset) => Source::Journal(*offset),
+                SavedSource::Retained(retained) => Source::Retained(Arc::new(Retained::clone(retained))),
+            };
+            session.window.restore(*packet_id, source, stage);
         }
         let key = self.add_session(session);
         for (filter, options) in &saved.filters {
@@ -249,6 +262,10 @@ impl Broker {
                 session.announced.insert(offset);
                 session.window.restore(packet_id, Source::Journal(offset), Stage::Sent);
             }
+            Control::AnnouncedRetained { packet_id, retained, .. } => {
+                let source = Source::Retained(Arc::new(retained.into_owned()));
+                session.window.restore(packet_id, source, Stage::Sent);
+            }
             Control::Received { packet_id, .. } => {
                 if let Some(delivery) = session.window.find(packet_id) {
                     delivery.stage = Stage::Released;
@@ -275,7 +292,8 @@ impl Broker {
         | Control::Announced { session: number, .. }
         | Control::Received { session: number, .. }
         | Control::Completed { session: number, .. }
-        | Control::Progress { session: number, .. }) = control;
+        | Control::Progress { session: number, .. }
+        | Control::AnnouncedRetained { session: number, .. }) = control;
         self.by_number.get(number).copied()
     }
 

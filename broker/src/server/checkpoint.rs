@@ -11,7 +11,7 @@ const MAGIC: [u8; 8] = *b"TGCHKPT1";
 const HEADER_BYTES: usize = 16;
 
 /// Reads the checkpoint, if there is one.
-pub(super) fn read(storage: &Arc<dyn Storage>) -> io::Result<Option<Vec<u8>>> {
+pub fn read(storage: &Arc<dyn Storage>) -> io::Result<Option<Vec<u8>>> {
     if !storage.list()?.iter().any(|name| name == NAME) {
         return Ok(None);
     }
@@ -40,7 +40,7 @@ pub(super) fn read(storage: &Arc<dyn Storage>) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// Writes the checkpoint in place of the one before.
-pub(super) fn write(storage: &Arc<dyn Storage>, body: &[u8]) -> io::Result<()> {
+pub fn write(storage: &Arc<dyn Storage>, body: &[u8]) -> io::Result<()> {
     if storage.list()?.iter().any(|name| name == TEMPORARY) {
         storage.remove(TEMPORARY)?;
     }

@@ -4,7 +4,7 @@
 //! thread. Other parts of the appliance reach the broker through a [`Handle`]; the journal's writer wakes the
 //! shard when a batch is durable. What packets mean is not decided here.
 
-mod checkpoint;
+pub mod checkpoint;
 mod clock;
 mod shard;
 mod socket;

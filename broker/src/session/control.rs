@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::record::{Offset, Qos, Timestamp};
+use crate::retained::Retained;
 use crate::router::SubscriptionOptions;
 
 /// A Will, as its CONNECT gave it.
@@ -115,6 +116,16 @@ pub enum Control<'a> {
         session: u64,
         /// Where its backlog begins.
         position: Offset,
+    },
+    /// A QoS 2 delivery of a retained record gets this Packet Identifier. The record comes along, because the
+    /// journal may have trimmed it long ago.
+    AnnouncedRetained {
+        /// The session.
+        session: u64,
+        /// The broker's Packet Identifier.
+        packet_id: u16,
+        /// What is delivered.
+        retained: Cow<'a, Retained>,
     },
 }
 
