@@ -146,10 +146,10 @@ impl Machine {
 
     fn save_checkpoint(&mut self) {
         let durable_end = self.broker.durable_end();
-        if let Some((_, position, body)) = self.checkpoint.take_if(|(offset, ..)| *offset <= durable_end) {
-            if checkpoint::write(&self.storage, &body).is_ok() {
-                self.cursor.advance(position);
-            }
+        if let Some((_, position, body)) = self.checkpoint.take_if(|(offset, ..)| *offset <= durable_end)
+            && checkpoint::write(&self.storage, &body).is_ok()
+        {
+            self.cursor.advance(position);
         }
     }
 
