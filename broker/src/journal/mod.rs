@@ -161,7 +161,9 @@ pub enum ReadError {
         error: io::Error,
     },
     /// What was read is not what was written.
-    #[error("{file} is damaged at byte {at}: {found}. Restore it from a copy, or trim the journal behind it")]
+    #[error(
+        "{file} is damaged at byte {at}: {found}. Restore it from a copy; until then nothing behind it is read"
+    )]
     Damaged {
         /// Which file.
         file: String,
@@ -422,10 +424,15 @@ impl WriterThread {
         self.shared.closed.store(true, Ordering::Release);
         self.shared.allow(0);
         self.shared.handover.close();
-        // A notifier may hold the last handle; a thread cannot wait for itself, and ends without that.
-        if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+        if thread.thread().id() == std::thread::current().id() {
+            // A notifier held the last handle; a thread cannot wait for itself, and ends without that.
+            return;
+        }
+        if thread.join().is_err() {
             tracing::error!("the journal's thread panicked; what was not durable yet is lost");
         }
+        // They may hold handles of this journal, which would hold each other for ever.
+        self.shared.notifiers.write().expect("notifiers do not panic").clear();
     }
 }
 

@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -70,6 +70,8 @@ pub fn read_file(file: &dyn StorageFile) -> io::Result<Vec<u8>> {
 }
 
 const LOCK_FILE: &str = "lock";
+/// Payloads and who sent them are nobody else's business.
+const OWNER_ONLY: u32 = 0o600;
 
 /// A folder on a real file system, locked against a second process for as long as this lives.
 #[derive(Debug)]
@@ -103,6 +105,7 @@ impl FileStorage {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(OWNER_ONLY)
             .open(folder.join(LOCK_FILE))?;
         match file.try_lock() {
             Ok(()) => {
@@ -158,7 +161,8 @@ impl Storage for FileStorage {
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
         let path = self.path.join(name);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(true).mode(OWNER_ONLY).open(path)?;
         Ok(Arc::new(DiskFile(file)))
     }
 

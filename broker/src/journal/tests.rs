@@ -3,6 +3,7 @@
 mod damage;
 mod faults;
 mod limits;
+mod threads;
 mod world;
 
 use std::sync::mpsc::sync_channel;

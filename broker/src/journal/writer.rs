@@ -17,7 +17,7 @@ use crate::plant::{self, Bug};
 use crate::record::{Batch, BatchBuilder, Offset, Timestamp};
 
 /// How often cursors are saved, age is looked at and an idle journal is marked.
-const HOUSEKEEPING_MS: u64 = 1_000;
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// Writes batches and syncs them.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub struct Writer {
     total_bytes: u64,
     synced_at: Timestamp,
     housekeeping_at: Timestamp,
+    /// Whether the file of cursors could not be written; not tried again before the next housekeeping.
+    cursors_unsaved: bool,
 }
 
 impl Writer {
@@ -54,6 +56,7 @@ impl Writer {
             total_bytes: 0,
             synced_at: now,
             housekeeping_at: now,
+            cursors_unsaved: false,
         };
         writer.make_room_known();
         writer
@@ -248,10 +251,10 @@ impl Writer {
 
     /// Discards `oldest` if every cursor has passed it, or if it is forced; whether it did.
     fn discard(&mut self, oldest: &Segment, forced: bool) -> io::Result<bool> {
-        let shared = &self.shared;
-        if shared.cursors.passed(oldest.end()) == Passed::Unsaved {
+        if self.shared.cursors.passed(oldest.end()) == Passed::Unsaved && !self.cursors_unsaved {
             self.save_cursors();
         }
+        let shared = &self.shared;
         if !shared.cursors.trim_to(oldest.end(), forced, &shared.start) {
             return Ok(false);
         }
@@ -274,23 +277,26 @@ impl Writer {
         if self.shared.is_failed() {
             return;
         }
-        if let Err(error) = self.trim(0) {
-            self.fail("trim", &error);
+        let due = u128::from(self.since(self.housekeeping_at)) >= HOUSEKEEPING.as_millis();
+        if due {
+            self.housekeeping_at = self.shared.now();
+            self.cursors_unsaved = false;
+            if self.shared.cursors.is_dirty() {
+                self.save_cursors();
+            }
         }
-        if self.since(self.housekeeping_at) < HOUSEKEEPING_MS {
-            return;
-        }
-        self.housekeeping_at = self.shared.now();
-        if self.shared.cursors.is_dirty() {
-            self.save_cursors();
-        }
-        if let Err(error) = self.trim_aged().and_then(|()| self.mark()) {
+        // Behind the saving, which may be what trimming waits for.
+        let kept = self
+            .trim(0)
+            .and_then(|()| if due { self.trim_aged().and_then(|()| self.mark()) } else { Ok(()) });
+        if let Err(error) = kept {
             self.fail("write", &error);
         }
     }
 
-    fn save_cursors(&self) {
+    fn save_cursors(&mut self) {
         if let Err(error) = self.shared.save_cursors(None) {
+            self.cursors_unsaved = true;
             tracing::error!(%error, "the cursors could not be saved; tried again in a second");
         }
     }
@@ -327,7 +333,7 @@ impl Writer {
 
     /// Milliseconds since `then`. A clock that was set back counts as a long time.
     fn since(&self, then: Timestamp) -> u64 {
-        self.shared.now().0.checked_sub(then.0).unwrap_or(HOUSEKEEPING_MS)
+        self.shared.now().0.checked_sub(then.0).unwrap_or(u64::MAX)
     }
 
     /// When the thread must look again although nobody wakes it.
@@ -336,13 +342,17 @@ impl Writer {
             return None;
         }
         let unsynced = match self.shared.options.sync {
-            SyncPolicy::Interval(interval) if self.synced < self.end => Some(interval),
+            SyncPolicy::Interval(interval) if self.synced < self.end => Some((self.synced_at, interval)),
             SyncPolicy::Always | SyncPolicy::Interval(_) | SyncPolicy::Never => None,
         };
         let unmarked = self.marked < self.end && self.synced == self.end;
         let house = unmarked || self.shared.cursors.is_dirty() || self.shared.options.max_age.is_some();
-        let house = house.then_some(Duration::from_millis(HOUSEKEEPING_MS));
-        unsynced.into_iter().chain(house).min()
+        let house = house.then_some((self.housekeeping_at, HOUSEKEEPING));
+        let left = |(last, period): (Timestamp, Duration)| {
+            // The clock counts whole milliseconds: one more, so that it is time when the thread wakes up.
+            period.saturating_sub(Duration::from_millis(self.since(last))) + Duration::from_millis(1)
+        };
+        unsynced.into_iter().chain(house).map(left).min()
     }
 
     /// Stops everything for good.
