@@ -375,9 +375,9 @@ fn nothing_is_left_unwritten() {
 
 #[test]
 fn unsafe_stands_only_where_a_foreign_interface_asks_for_it() {
-    const ALLOWED: [&str; 6] = [
-        "benches/benches/kafka.rs",
-        "benches/src/peer.rs",
+    // Benches measure with the kernel's own counters.
+    const ALLOWED: [&str; 5] = [
+        "benches",
         "bridge/src/appliance/folder.rs",
         "bridge/src/kafka/native.rs",
         "tests/src/support/process.rs",
