@@ -170,6 +170,17 @@ mod tests {
     }
 
     #[test]
+    fn every_byte_of_the_hash_counts() {
+        for text in [PBKDF2, SHA512] {
+            for at in 0..HASH_BYTES {
+                let mut hash = PasswordHash::parse(text).unwrap();
+                hash.hash[at] ^= 1;
+                assert!(!hash.verify(b"secret"), "byte {at} of {text}");
+            }
+        }
+    }
+
+    #[test]
     fn every_hash_has_its_own_salt() {
         let (one, two) = (PasswordHash::new(b"same").unwrap(), PasswordHash::new(b"same").unwrap());
         assert_ne!(one.to_string(), two.to_string());

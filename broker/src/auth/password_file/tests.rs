@@ -137,6 +137,51 @@ fn a_saved_file_is_its_owners_alone_and_replaces_the_old_one_whole() {
 }
 
 #[test]
+fn no_password_is_not_an_empty_password() {
+    let mut file = PasswordFile::default();
+    file.set("a", b"").unwrap();
+    for _ in 0..2 {
+        assert!(!file.verify("a", None));
+        assert!(file.verify("a", Some(b"")));
+    }
+}
+
+#[test]
+fn mosquitto_admits_users_written_here() {
+    let folder = tempfile::tempdir().unwrap();
+    // When the tests run as root, mosquitto takes another user for itself and must reach the file all the same.
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (passwords, config) = (folder.path().join("passwords"), folder.path().join("mosquitto.conf"));
+    let mut file = PasswordFile::default();
+    file.set("sensor01", b"secret").unwrap();
+    file.save(&passwords).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let lines = format!("listener {port} 127.0.0.1\nuser root\npassword_file {}\n", passwords.display());
+    fs::write(&config, lines).unwrap();
+    let mosquitto =
+        Command::new("mosquitto").arg("-c").arg(&config).stderr(std::process::Stdio::null()).spawn();
+    let mut mosquitto = mosquitto.expect("this test needs the package mosquitto");
+    let publish = |password: &str| {
+        let port = port.to_string();
+        let arguments =
+            ["-h", "127.0.0.1", "-p", &port, "-t", "t", "-m", "m", "-u", "sensor01", "-P", password];
+        Command::new("mosquitto_pub").args(arguments).output().expect("this test needs mosquitto-clients")
+    };
+    // mosquitto_pub ends with 0 once mosquitto is there and admits it.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let mut admitted = publish("secret");
+    while !admitted.status.success() && std::time::Instant::now() < deadline {
+        admitted = publish("secret");
+    }
+    let refused = publish("Secret");
+    mosquitto.kill().unwrap();
+    mosquitto.wait().unwrap();
+    assert!(admitted.status.success(), "{}", String::from_utf8_lossy(&admitted.stderr));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("not authorised"), "{said}");
+}
+
+#[test]
 fn an_unknown_user_is_checked_against_an_entry_of_the_file() {
     let mut file = PasswordFile::parse(name(), "# only a comment\n").unwrap();
     assert!(!file.verify("nobody", Some(b"x")));

@@ -147,6 +147,70 @@ fn the_message_expiry_is_replaced_where_the_publisher_set_one() {
 }
 
 #[test]
+fn lengths_take_as_few_bytes_as_they_can_at_every_step() {
+    // What does not belong to the payload: the topic with its length, and the Property Length.
+    const REST: usize = 3 + 1;
+    for (remaining, length_bytes) in
+        [(127, 1), (128, 2), (16_383, 2), (16_384, 3), (2_097_151, 3), (2_097_152, 4), (3_000_000, 4)]
+    {
+        let payload = vec![b'x'; remaining - REST];
+        let head = PublishHead {
+            dup: false,
+            qos: Qos::AtMostOnce,
+            retain: false,
+            packet_id: 0,
+            topic: "t",
+            properties: Properties::NONE,
+            message_expiry: None,
+            subscription_ids: &[],
+            topic_alias: None,
+            payload_bytes: payload.len(),
+        };
+        let mut out = Vec::new();
+        encode::publish(&mut out, Version::V5, &head, &payload);
+        assert_eq!(out.len(), 1 + length_bytes + remaining);
+        assert_eq!(head.packet_bytes(Version::V5), out.len());
+        let Ok(Decoded::Packet { packet: Packet::Publish(publish), bytes }) =
+            decode(&out, Version::V5, PACKET_BYTES_MAX)
+        else {
+            panic!("{remaining}");
+        };
+        assert_eq!((publish.payload.len(), bytes), (payload.len(), out.len()));
+    }
+    for properties_bytes in [127, 128, 16_383, 16_384] {
+        // The decoder refuses lengths that take more bytes than they need. A User Property takes five bytes beside its name and value.
+        let mut properties = Vec::new();
+        encode::user_property(&mut properties, "", &"v".repeat(properties_bytes - 5));
+        let ack = Ack {
+            user_properties: UserProperties::from_encoded(&properties),
+            ..Ack::new(1, ReasonCode::Success)
+        };
+        let mut out = Vec::new();
+        encode::ack(&mut out, Version::V5, AckType::PubAck, &ack);
+        let Packet::PubAck(read) = whole(&out, Version::V5) else { panic!("{properties_bytes}") };
+        assert_eq!(read, ack);
+
+        let head = PublishHead {
+            dup: false,
+            qos: Qos::AtMostOnce,
+            retain: false,
+            packet_id: 0,
+            topic: "t",
+            properties: Properties::from_encoded(&properties),
+            message_expiry: None,
+            subscription_ids: &[],
+            topic_alias: None,
+            payload_bytes: 0,
+        };
+        out.clear();
+        encode::publish_head(&mut out, Version::V5, &head);
+        assert_eq!(head.packet_bytes(Version::V5), out.len());
+        let Packet::Publish(publish) = whole(&out, Version::V5) else { panic!("{properties_bytes}") };
+        assert_eq!(publish.travelling(&mut Vec::new()).encoded(), properties);
+    }
+}
+
+#[test]
 fn acknowledgements_are_as_short_as_they_can_be() {
     let check = |version, reason, expected: &[u8]| {
         let mut out = Vec::new();
