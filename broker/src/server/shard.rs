@@ -46,7 +46,9 @@ const STATS_INTERVAL: Duration = Duration::from_millis(100);
 const CHECKPOINT_ENTRIES: u64 = 1_000_000;
 /// ... or after this time, if there was any entry,
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
-/// and not more often than this.
+/// or when so large a part of the journal is held only for the restart, so that it does not become full of that,
+const CHECKPOINT_SHARE: u64 = 4;
+/// and, unless the journal is full already, not more often than this.
 const CHECKPOINT_INTERVAL_MIN: Duration = Duration::from_secs(2);
 /// The name of the cursor that holds what a restart needs.
 const CURSOR: &str = "sessions";
@@ -79,6 +81,8 @@ struct Checkpoints {
     cursor: Cursor,
     last: Offset,
     last_at: Duration,
+    /// Whether more than its share of the journal has come since the last one.
+    crowded: bool,
     /// Taken, and waiting until every entry before its offset is durable.
     waiting: Option<(Offset, Offset, Vec<u8>)>,
     /// Being written by a thread of its own, with the position that the cursor may move to after it.
@@ -126,6 +130,7 @@ impl Shard {
                 cursor,
                 last: from,
                 last_at: Duration::ZERO,
+                crowded: false,
                 waiting: None,
                 writing: None,
             },
@@ -172,6 +177,7 @@ impl Shard {
         if now.monotonic >= self.stats_at {
             self.stats_at = now.monotonic + STATS_INTERVAL;
             *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.broker.stats();
+            self.checkpoints.crowded = self.is_crowded();
         }
     }
 
@@ -486,14 +492,22 @@ impl Shard {
         let end = self.appender.end();
         let since = now.monotonic.saturating_sub(checkpoints.last_at);
         let entries = end.since(checkpoints.last);
-        let due = since >= CHECKPOINT_INTERVAL_MIN
-            && (entries >= CHECKPOINT_ENTRIES || (entries > 0 && since >= CHECKPOINT_INTERVAL));
+        let wanted = entries >= CHECKPOINT_ENTRIES || since >= CHECKPOINT_INTERVAL || checkpoints.crowded;
+        let full = self.appender.refused() == Some(Refused::Full);
+        let due = entries > 0 && (full || (wanted && since >= CHECKPOINT_INTERVAL_MIN));
         if due && checkpoints.waiting.is_none() && !self.journal_failed {
             let position = self.broker.lowest_position().map_or(end, |lowest| lowest.min(end));
             checkpoints.waiting = Some((end, position, self.broker.checkpoint(end)));
             checkpoints.last = end;
             checkpoints.last_at = now.monotonic;
         }
+    }
+
+    /// Whether the entries since the last checkpoint take so much of the journal that a new one is due.
+    fn is_crowded(&self) -> bool {
+        let status = self.journal.status();
+        let own = status.cursors.iter().find(|cursor| cursor.name == CURSOR);
+        own.is_some_and(|cursor| cursor.lag_bytes > status.max_bytes / CHECKPOINT_SHARE)
     }
 
     /// Ends in order: no new clients, the old ones told, everything accepted durable, the state saved.
