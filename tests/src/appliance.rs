@@ -491,3 +491,52 @@ async fn a_disk_that_fails_refuses_everybody_says_so_and_loses_nothing() {
     assert_eq!(tidegate.health().await["journal"]["durable_end"], acknowledged);
     publish_bytes(&tidegate, "mqttv5", 200_000).await.unwrap();
 }
+
+/// Without a reader that is behind, a journal that reaches its size makes room and refuses nobody.
+#[tokio::test]
+async fn a_journal_at_its_size_makes_room_for_more() {
+    let settings = Settings::default()
+        .set("TIDEGATE_JOURNAL_MAX_BYTES", "2MiB")
+        .set("TIDEGATE_JOURNAL_SEGMENT_BYTES", "1MiB");
+    let mut tidegate = Tidegate::start(settings).await;
+    for _ in 0..30 {
+        publish_bytes(&tidegate, "mqttv311", 200_000).await.unwrap();
+    }
+    let health = tidegate.health().await;
+    assert!(health["journal"]["bytes"].as_u64().unwrap() <= 2 << 20, "{health}");
+    assert!(health["journal"]["start"].as_u64().unwrap() > 0, "{health}");
+    assert_eq!(tidegate.drain().await.code(), Some(0));
+}
+
+/// With one that is behind it holds publishers back, tells them, and goes on when that reader is let go of.
+#[tokio::test]
+async fn a_full_journal_tells_publishers_and_names_the_reader_that_holds_it() {
+    let away = free_address().to_string();
+    let small = [("TIDEGATE_JOURNAL_MAX_BYTES", "2MiB"), ("TIDEGATE_JOURNAL_SEGMENT_BYTES", "1MiB")];
+    let settings =
+        small.iter().fold(Settings::default().kafka(&away), |all, (name, value)| all.set(name, value));
+    let mut tidegate = Tidegate::start(settings).await;
+    let mut published = 0;
+    while tidegate.health().await["journal"]["state"] != "full" {
+        // Mosquitto's client warns of a Reason Code and ends well all the same.
+        publish_bytes(&tidegate, "mqttv5", 200_000).await.unwrap();
+        published += 1;
+        assert!(published < 30, "the journal is never full");
+    }
+    publish_bytes(&tidegate, "mqttv5", 200_000).await.unwrap();
+    let said = fs::read_to_string(tidegate.folder().join("said")).unwrap();
+    assert!(said.contains("Quota exceeded"), "{said}");
+    tidegate.log_has("the slowest reader is kafka").await;
+    assert_eq!(
+        http::post(tidegate.http, "/realtime/topic/a/b", "text/plain", &[b'1'; 200_000]).await.status,
+        503
+    );
+    let kept = tidegate.health().await["journal"]["durable_end"].as_u64().unwrap();
+    assert_eq!(tidegate.health().await["journal"]["start"], 0, "nothing is trimmed that Kafka has not got");
+    assert_eq!(tidegate.drain().await.code(), Some(0));
+
+    let data = tidegate.folder().join("data").display().to_string();
+    let ended =
+        run_with(tidegate.folder(), &["journal", "forget", "kafka", "--data-dir", &data], &small).await;
+    assert_eq!(ended.stdout, format!("kafka is forgotten; it had not read {kept} entries\n"), "{ended:?}");
+}
