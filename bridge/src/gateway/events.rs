@@ -25,8 +25,10 @@ use super::interest::Interest;
 use super::subscriber::{Kind, Phase, Pushed, Subscriber};
 use super::subscription::Subscription;
 
-/// Topics whose subscribers are remembered; above it, all are forgotten and looked up again.
-const REMEMBERED_TOPICS_MAX: usize = 16_384;
+/// What it may cost to remember which subscribers want which topics; above it, all is forgotten and looked up again.
+const REMEMBERED_BYTES_MAX: usize = 8 << 20;
+/// What a remembered topic costs besides its name and its subscribers.
+const REMEMBERED_TOPIC_BYTES: usize = 96;
 /// Subscribers that read segments at the same time; more wait for their turn.
 const CATCH_UP_READS_MAX: usize = 4;
 
@@ -45,8 +47,31 @@ struct Table {
     position: Offset,
     subscribers: BTreeMap<u64, Arc<Subscriber>>,
     live: usize,
-    /// Which subscribers may want records of a topic.
-    by_topic: HashMap<Box<str>, Arc<[Arc<Subscriber>]>>,
+    by_topic: ByTopic,
+}
+
+/// Which subscribers may want records of a topic, as far as it was looked up since they changed last.
+#[derive(Debug, Default)]
+struct ByTopic {
+    interested: HashMap<Box<str>, Arc<[Arc<Subscriber>]>>,
+    bytes: usize,
+}
+
+impl ByTopic {
+    fn clear(&mut self) {
+        self.interested.clear();
+        self.bytes = 0;
+    }
+
+    fn insert(&mut self, topic: TopicName<'_>, interested: &Arc<[Arc<Subscriber>]>) {
+        let bytes =
+            REMEMBERED_TOPIC_BYTES + topic.as_str().len() + interested.len() * size_of::<Arc<Subscriber>>();
+        if self.bytes + bytes > REMEMBERED_BYTES_MAX {
+            self.clear();
+        }
+        self.bytes += bytes;
+        self.interested.insert(topic.as_str().into(), Arc::clone(interested));
+    }
 }
 
 /// All subscribers and the follower's place.
@@ -127,7 +152,7 @@ impl Hub {
             position: journal.durable_end(),
             subscribers: BTreeMap::new(),
             live: 0,
-            by_topic: HashMap::new(),
+            by_topic: ByTopic::default(),
         };
         let hub = Arc::new(Self {
             journal,
@@ -409,11 +434,8 @@ impl Hub {
 
 impl Table {
     fn interested(&mut self, topic: TopicName<'_>) -> Arc<[Arc<Subscriber>]> {
-        if let Some(known) = self.by_topic.get(topic.as_str()) {
+        if let Some(known) = self.by_topic.interested.get(topic.as_str()) {
             return Arc::clone(known);
-        }
-        if self.by_topic.len() >= REMEMBERED_TOPICS_MAX {
-            self.by_topic.clear();
         }
         let interested: Arc<[_]> = self
             .subscribers
@@ -421,7 +443,7 @@ impl Table {
             .filter(|subscriber| subscriber.state().interest.may_want(topic))
             .cloned()
             .collect();
-        self.by_topic.insert(topic.as_str().into(), Arc::clone(&interested));
+        self.by_topic.insert(topic, &interested);
         interested
     }
 }

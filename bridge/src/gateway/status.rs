@@ -18,6 +18,9 @@ use crate::health::{self, Part};
 /// Event streams share one status for this long.
 const CACHE_FOR: Duration = Duration::from_millis(500);
 
+/// Bytes of Topic Filters in one status; more are left out. `/realtime/connections` has all.
+const ACTIVE_STREAMS_BYTES_MAX: usize = 16 << 10;
+
 /// The last `status_update`, encoded.
 #[derive(Debug, Default)]
 pub(super) struct Cache(Mutex<Option<(Instant, Arc<str>)>>);
@@ -41,8 +44,11 @@ impl App {
 
     fn status(&self) -> Value {
         let parts = std::iter::once(&self.parts.mqtt).chain(&self.parts.sinks);
-        let mut topics: Vec<String> = self.topics().into_iter().map(|(topic, _)| topic).collect();
-        topics.truncate(1_000);
+        let mut bytes = 0;
+        let topics = self.topics().into_iter().map(|(topic, _)| topic).take_while(|topic| {
+            bytes += topic.len();
+            bytes <= ACTIVE_STREAMS_BYTES_MAX
+        });
         json!({
             "agent_type": "realtime-gateway",
             "implementation_type": "deterministic",
@@ -50,7 +56,7 @@ impl App {
             "realtime_enabled": true,
             "websocket_enabled": true,
             "connections": parts.map(connection).collect::<Vec<_>>(),
-            "active_streams": topics,
+            "active_streams": topics.collect::<Vec<_>>(),
             "message_count": self.message_count(),
             "error_count": self.error_count(),
             "last_activity": self.last_activity(),
