@@ -1,8 +1,8 @@
 // Drives the built-in page in a real browser.
 //
-//   node page.mjs ADDRESS SCREENSHOT
+//   node page.mjs ADDRESS CLOSED TOKEN SCREENSHOT
 //
-// ADDRESS is a gateway on this machine. The browser reaches it through a proxy in this process, so that its connections can
+// ADDRESS is a gateway that trusts this machine, CLOSED one that lets in whoever has TOKEN. The browser reaches it through a proxy in this process, so that its connections can
 // be cut while readings go on. Ends with code 0 only if every claim held; each is printed when it does.
 
 import assert from "node:assert/strict";
@@ -12,7 +12,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-const [address, screenshot] = process.argv.slice(2);
+const [address, closed, token, screenshot] = process.argv.slice(2);
 const { chromium } = createRequire(import.meta.url)(process.env.TIDEGATE_TEST_PLAYWRIGHT);
 const PATIENCE_MS = 60_000;
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
@@ -143,6 +143,17 @@ try {
     await page.locator("#filter").fill("a/#/b");
     await page.locator("#filter").press("Enter");
     await page.locator("#notice", { hasText: "wildcard" }).waitFor();
+  });
+
+  await claim("whoever has the token gets in, and it does not stay in the address", async () => {
+    assert.equal((await fetch(`http://${closed}/`, { headers: { accept: "text/html" } })).status, 401);
+    await page.goto(`http://${closed}/?token=${token}&filter=a/%23`);
+    await live();
+    assert.equal(page.url(), `http://${closed}/?filter=a%2F%23`);
+    const headers = { authorization: `Bearer ${token}` };
+    const reply = await fetch(`http://${closed}/realtime/topic/a/b`, { method: "POST", body: "5", headers });
+    assert.equal(reply.status, 200);
+    await shown("a/b").filter({ hasText: "5" }).waitFor();
   });
 } catch (error) {
   console.error(error);

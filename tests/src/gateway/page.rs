@@ -24,10 +24,17 @@ async fn a_browser_sees_readings_arrive_and_misses_nothing() {
         report.lag = Some(Lag { entries: 1_520, age_ms: 95_000 });
     });
     let (stage, _folder) = Stage::new(Setting { sinks: vec![kafka], ..Setting::default() }).await;
+    let token = "0123456789abcdef0123456789abcdef".to_owned();
+    let closed = Setting {
+        access: Access::new(Anonymous::Never, None),
+        token: Some(token.clone()),
+        ..Setting::default()
+    };
+    let (closed, _folder) = Stage::new(closed).await;
     let mut command = Command::new("node");
     command
         .arg(root().join("tests/browser/page.mjs"))
-        .arg(stage.address.to_string())
+        .args([stage.address.to_string(), closed.address.to_string(), token])
         .arg(target().join("tests-page.png"))
         .stdin(Stdio::null())
         .kill_on_drop(true);

@@ -273,6 +273,38 @@ async fn a_pure_listener_is_pinged_and_stays_and_a_dead_one_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_takes_nothing_is_cut_and_its_client_misses_nothing() {
+    const RECORDS: u64 = 6_000;
+    let mut setting = Setting::default();
+    setting.config.send_timeout_ms = 300;
+    let (stage, _folder) = Stage::new(setting).await;
+    let (mut stuck, _) = Client::open(stage.address, "/ws").await;
+    stuck.subscribe(json!({"topic": "#"})).await;
+    let first = stage.publish("numbers", "first").await;
+    assert_eq!(stuck.next().await["payload"]["offset"], first.0);
+
+    // 24 MB: more than the sockets and every queue between hold.
+    let padding = "x".repeat(4_000);
+    for n in (1..RECORDS).step_by(200) {
+        let record = |n: u64| ("numbers".to_owned(), format!("{n} {padding}").into());
+        stage.publish_all((n..n + 200).map(record)).await;
+    }
+    eventually("the stuck socket is cut", PATIENCE, async || {
+        let (_, health) = stage.health().await;
+        (health["gateway"]["websockets"] == 0).then_some(())
+    })
+    .await;
+
+    let (mut again, _) = Client::open(stage.address, "/ws").await;
+    again.subscribe(json!({"topic": "#", "last_offset": first.0})).await;
+    for n in 1..RECORDS {
+        let frame = again.next().await;
+        let data = frame["payload"]["data"].as_str().unwrap();
+        assert_eq!(data.split(' ').next().unwrap(), n.to_string());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn limits_have_names() {
     let mut setting = Setting::default();
     setting.config.filters_max = 1;
