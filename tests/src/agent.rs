@@ -41,10 +41,28 @@ struct Mosquitto {
 
 impl Mosquitto {
     async fn start() -> Self {
-        let (address, folder) = (free_address(), folder());
+        Self::start_with("allow_anonymous true", folder()).await
+    }
+
+    /// Takes nobody but the user `device` with this password.
+    async fn with_password(password: &str) -> Self {
+        let folder = folder();
+        let file = folder.path().join("passwords");
+        let status = Command::new("mosquitto_passwd")
+            .arg("-b")
+            .arg("-c")
+            .arg(&file)
+            .args(["device", password])
+            .status();
+        assert!(status.unwrap().success());
+        Self::start_with(&format!("allow_anonymous false\npassword_file {}", file.display()), folder).await
+    }
+
+    async fn start_with(access: &str, folder: TempDir) -> Self {
+        let address = free_address();
         let config = folder.path().join("mosquitto.conf");
         let text = format!(
-            "listener {} {}\nallow_anonymous true\nmax_queued_messages 0\nuser root\n",
+            "listener {} {}\n{access}\nmax_queued_messages 0\nuser root\n",
             address.port(),
             address.ip()
         );
@@ -471,6 +489,59 @@ async fn bad_lines_are_answered_with_the_reason_and_harm_no_other() {
     }
     agent.feed(1..2).await;
     observer.until(2).await;
+}
+
+#[tokio::test]
+async fn readings_wait_while_the_password_is_wrong_and_go_when_it_is_right() {
+    let (folder, device) = (folder(), unique("device"));
+    let mosquitto = Mosquitto::with_password("right").await;
+    let password = folder.path().join("password");
+    std::fs::write(&password, "wrong\n").unwrap();
+    let more = ["--username", "device", "--password-file", password.to_str().unwrap()];
+    let mut agent = Agent::start(mosquitto.address, &device, folder.path(), &more);
+    agent.feed(0..5).await;
+    agent.says("check username and password").await;
+    process::send(agent.child.id(), Signal::Term);
+    agent.ended().await;
+    agent.says("5 readings wait").await;
+
+    std::fs::write(&password, "right\n").unwrap();
+    let mut agent = Agent::start(mosquitto.address, &device, folder.path(), &more);
+    agent.stdin = None;
+    // It ends when everything is acknowledged, and not before.
+    agent.ended().await;
+}
+
+#[tokio::test]
+async fn a_device_that_is_only_told_its_broker_publishes_its_own_load_and_memory() {
+    let (mosquitto, folder, device) = (Mosquitto::start().await, folder(), unique("device"));
+    let mut observer =
+        Connection::open(mosquitto.address, &Options::clean(Version::V311, "observer")).await.unwrap();
+    observer.subscribe("sensors/#", Qos::AtMostOnce).await.unwrap();
+    let file = folder.path().join("agent.toml");
+    std::fs::write(&file, format!("device_id = \"{device}\"\ninterval_seconds = 1\n")).unwrap();
+    let mut agent = process::spawn(
+        Command::new(program())
+            .arg("--config")
+            .arg(file)
+            .env("TIDEGATE_AGENT_BROKER", format!("mqtt://{}", mosquitto.address))
+            .env("TIDEGATE_AGENT_DATA_DIR", folder.path().join("queue")),
+    );
+    let mut missing = vec!["load1", "load5", "load15", "memory_available", "memory_used"];
+    // Every one of them twice, so that it goes on.
+    missing.extend(missing.clone());
+    while !missing.is_empty() {
+        let Received::Publish { topic, payload, .. } = observer.receive().await.unwrap() else { continue };
+        let metric = topic.strip_prefix(&format!("sensors/{device}/")).unwrap_or_else(|| panic!("{topic}"));
+        if let Some(at) = missing.iter().position(|missing| *missing == metric) {
+            missing.remove(at);
+        }
+        let payload: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+        assert!(payload["value"].is_number() && payload["unit"].is_string(), "{payload}");
+        assert!(payload["timestamp"].as_str().is_some_and(|time| time.ends_with('Z')), "{payload}");
+    }
+    process::send(agent.id(), Signal::Term);
+    assert!(process::ended(&mut agent, PATIENCE).await.success());
 }
 
 #[tokio::test]
