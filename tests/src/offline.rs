@@ -34,16 +34,55 @@ async fn a_subscriber_gets_200_000_publishes_acknowledged_while_it_was_away() {
 
     let mut connection = Connection::open(tidegate.mqtt, &subscriber).await.unwrap();
     assert!(connection.session_present, "the session is kept");
-    let received = within("all publishes are delivered", PATIENCE, receive_all(&mut connection)).await;
+    let received =
+        within("all publishes are delivered", PATIENCE, receive_all(&mut connection, PUBLISHES)).await;
     let peak_mib = process::peak_memory_bytes(tidegate.pid()) >> 20;
     println!("offline: acknowledged {}, delivered {received}, peak memory {peak_mib} MiB", done.acknowledged);
     assert_eq!(received, PUBLISHES);
 }
 
-/// Receives the numbers in their order until the last, and acknowledges each.
-async fn receive_all(connection: &mut Connection) -> u64 {
+/// A full journal that an absent subscriber holds is drained by its return.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscriber_that_fills_the_journal_by_its_absence_can_return_and_drain_it() {
+    let settings = Settings::default()
+        .set("TIDEGATE_JOURNAL_MAX_BYTES", "4MiB")
+        .set("TIDEGATE_JOURNAL_SEGMENT_BYTES", "1MiB");
+    let tidegate = Tidegate::start(settings).await;
+    let id = unique("full");
+    let subscriber = Options::persistent(Version::V311, &format!("{id}_subscriber"));
+    let mut connection = Connection::open(tidegate.mqtt, &subscriber).await.unwrap();
+    connection.subscribe(&format!("sensors/{id}/+"), Qos::AtLeastOnce).await.unwrap();
+    connection.close().await.unwrap();
+
+    // Many more than fit: the device is held back until the subscriber reads.
+    let publishes = 100_000;
+    let (_orders, order) = watch::channel(Order::Publish);
+    let device = Device {
+        window: 1_000,
+        limit: publishes,
+        version: Version::V311,
+        ..Device::new(tidegate.mqtt, &id, Qos::AtLeastOnce)
+    };
+    let publishing = tokio::spawn(device.run(order, Arc::new(AtomicU64::new(0))));
+    within("the journal is full", PATIENCE, async {
+        while tidegate.health().await["journal"]["state"] != "full" {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+
+    let mut connection = Connection::open(tidegate.mqtt, &subscriber).await.unwrap();
+    assert!(connection.session_present, "the session is kept");
+    let receiving = receive_all(&mut connection, publishes);
+    assert_eq!(within("all publishes are delivered", PATIENCE, receiving).await, publishes);
+    let done = within("all publishes are acknowledged", PATIENCE, publishing).await.unwrap();
+    assert_eq!((done.acknowledged, done.connects, done.resent), (publishes, 1, 0));
+}
+
+/// Receives the numbers in their order until the last of `publishes`, and acknowledges each.
+async fn receive_all(connection: &mut Connection, publishes: u64) -> u64 {
     let mut expected = 0;
-    while expected < PUBLISHES {
+    while expected < publishes {
         connection.read_more().await.expect("the connection lives");
         while let Some(received) = connection.received_already() {
             let Received::Publish { payload, packet_id, qos: Qos::AtLeastOnce, .. } = received else {

@@ -207,7 +207,11 @@ impl Appender {
 impl Append for Appender {
     fn append(&mut self, entry: &Entry<'_>) -> Result<Appended, Refused> {
         let bytes = encoded_bytes(entry);
-        let after = self.accepted_bytes + bytes as u64;
+        let kept_free = match entry {
+            Entry::Record(_) => self.shared().options.reserve_bytes(),
+            Entry::Control(_) => 0,
+        };
+        let after = self.accepted_bytes + bytes as u64 + kept_free;
         if after > self.shared().room.load(Ordering::Relaxed) {
             return Err(self.refuse());
         }

@@ -75,8 +75,8 @@ pub enum FullPolicy {
 pub struct Options {
     /// A segment is sealed when it has reached this size.
     pub segment_bytes: u64,
-    /// The size of all segments together; kept to within the headers and footers of segments. At least four
-    /// segments must fit: `segment_bytes` is lowered to a quarter of it.
+    /// The size of all segments together; kept to within the headers and footers of segments and half a segment for
+    /// control entries. At least four segments must fit: `segment_bytes` is lowered to a quarter of it.
     pub max_bytes: u64,
     /// Segments whose newest entry is older are trimmed once every cursor has passed them.
     pub max_age: Option<Duration>,
@@ -88,6 +88,14 @@ pub struct Options {
     pub tail_bytes: usize,
     /// A batch is closed when it has reached this size; an entry larger than this has a batch of its own.
     pub batch_bytes: usize,
+}
+
+impl Options {
+    /// What control entries may take beyond `max_bytes`. A full journal must still learn that a session came back,
+    /// and how far it has read, or nothing could ever be trimmed.
+    const fn reserve_bytes(&self) -> u64 {
+        self.segment_bytes / 2
+    }
 }
 
 impl Default for Options {
@@ -458,7 +466,8 @@ struct Shared {
     synced: AtomicU64,
     /// What all segments take on disk.
     bytes: AtomicU64,
-    /// The total of bytes, since the journal was opened, up to which the appender may accept.
+    /// The total of bytes, since the journal was opened, up to which the appender may accept: records up to
+    /// [`Options::reserve_bytes`] below it, control entries up to it.
     room: AtomicU64,
     /// A cursor that reaches this offset lets something be trimmed that is in the way.
     trim_wanted: AtomicU64,

@@ -201,7 +201,8 @@ impl Writer {
             FullPolicy::DropOldest => u64::MAX,
             FullPolicy::Refuse => {
                 let written = self.total_bytes + self.written_bytes;
-                written + options.max_bytes.saturating_sub(self.shared.bytes.load(Ordering::Relaxed))
+                let limit = options.max_bytes + options.reserve_bytes();
+                written + limit.saturating_sub(self.shared.bytes.load(Ordering::Relaxed))
             }
         };
         self.shared.allow(room);
