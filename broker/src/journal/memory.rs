@@ -73,6 +73,8 @@ struct FileContent {
 enum Change {
     Write(u64, Vec<u8>),
     Length(u64),
+    /// At least so long.
+    Reserve(u64),
 }
 
 #[derive(Clone, Debug)]
@@ -175,6 +177,11 @@ impl Disk {
         fails.then(|| io::Error::other("simulated input/output error"))
     }
 
+    /// Whether this life goes on and the power is on.
+    fn is_on(&self, life: u64) -> bool {
+        life == self.life && self.power_off_at.is_none_or(|at| self.calls < at)
+    }
+
     /// Whether the call that just failed may have been done in part.
     fn half_done(&self, life: u64) -> bool {
         life == self.life && self.power_off_at.is_none_or(|at| self.calls == at)
@@ -227,6 +234,10 @@ impl FileContent {
             Change::Write(at, bytes) => Self::write(content, bytes, *at),
             Change::Length(bytes) => {
                 content.resize(usize::try_from(*bytes).expect("a simulated file fits into memory"), 0);
+            }
+            Change::Reserve(bytes) => {
+                let bytes = usize::try_from(*bytes).expect("a simulated file fits into memory");
+                content.resize(bytes.max(content.len()), 0);
             }
         }
     }
@@ -394,6 +405,13 @@ impl StorageFile for MemoryFile {
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         self.changing(Call::SetLen, |_, _| {})?.files[self.file].change(Change::Length(bytes));
         Ok(())
+    }
+
+    fn reserve(&self, bytes: u64) {
+        let mut disk = self.storage.locked();
+        if disk.is_on(self.storage.life.load(Ordering::Relaxed)) {
+            disk.files[self.file].change(Change::Reserve(bytes));
+        }
     }
 }
 

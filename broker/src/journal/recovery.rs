@@ -115,10 +115,12 @@ fn resume(
         return Err(OpenError::Foreign { file: storage.display(cursors::FILE) });
     }
     let scan = Scan::run(storage, header, file)?;
-    scan.refuse_damage(storage, saved.as_ref())?;
+    let rest = scan.search_rest();
+    let rest = rest.map_err(|error| io_error(storage, "read", &scan.segment.name, error))?;
+    scan.refuse_damage(storage, &rest, saved.as_ref())?;
     let cursors = saved.map(|saved| saved.cursors).unwrap_or_default();
     let (end, marked, is_sealed) = (scan.end, scan.durable_before, scan.footer.is_some());
-    let mut active = scan.settle(storage)?;
+    let mut active = scan.settle(storage, &rest)?;
     segments.push_back(active.segment.clone());
     if is_sealed {
         // The crash came before the next one was made.
@@ -199,6 +201,15 @@ fn read_sealed(storage: &dyn Storage, base: Offset) -> Result<Segment, OpenError
     Ok(Segment::sealed(header, footer, length))
 }
 
+/// What lies behind the end of the last segment.
+#[derive(Debug)]
+struct Rest {
+    /// Where a frame proves that every entry before an offset was synced, although the end lies before it.
+    proof: Option<(u64, Offset)>,
+    /// Up to the last byte that is not zero. Zeros were only reserved.
+    torn_bytes: u64,
+}
+
 /// The last segment, frame by frame.
 #[derive(Debug)]
 struct Scan {
@@ -273,7 +284,12 @@ impl Scan {
     }
 
     /// Refuses if something proves that entries from the end on had been synced.
-    fn refuse_damage(&self, storage: &dyn Storage, saved: Option<&Saved>) -> Result<(), OpenError> {
+    fn refuse_damage(
+        &self,
+        storage: &dyn Storage,
+        rest: &Rest,
+        saved: Option<&Saved>,
+    ) -> Result<(), OpenError> {
         let name = &self.segment.name;
         let (end, at) = (self.end, self.position);
         let refuse = |proof: String| {
@@ -288,8 +304,7 @@ impl Scan {
             let file = storage.display(cursors::FILE);
             return refuse(format!("{file} proves that every entry before {} was on disk", saved.synced));
         }
-        let later = self.later_proof().map_err(|error| io_error(storage, "read", name, error))?;
-        match later {
+        match rest.proof {
             None => Ok(()),
             Some((at, before)) => {
                 refuse(format!("byte {at} proves that every entry before {before} was on disk"))
@@ -297,54 +312,58 @@ impl Scan {
         }
     }
 
-    /// A frame behind the end that proves more to be synced than was read. Its header is proof enough.
-    fn later_proof(&self) -> io::Result<Option<(u64, Offset)>> {
+    /// What lies behind the end. A frame's header is proof enough of what it says to be synced.
+    fn search_rest(&self) -> io::Result<Rest> {
         let overlap = FRAME_BYTES as u64 - 1;
+        let mut rest = Rest { proof: None, torn_bytes: 0 };
         let mut from = self.position;
-        while from < self.length {
+        while from < self.length && rest.proof.is_none() {
             let bytes = (self.length - from).min(CHUNK_BYTES);
             let mut chunk = BytesMut::zeroed(usize::try_from(bytes).expect("a chunk is small"));
             self.file.read_at(&mut chunk, from)?;
-            let mut at = 0;
-            while let Some(found) = find_frame(&chunk, at) {
-                if let Some(frame) = Frame::decode(&chunk[found..], self.segment.header.salt)
-                    && frame.durable_before > self.end
-                {
-                    return Ok(Some((from + found as u64, frame.durable_before)));
-                }
-                at = found + 1;
+            rest.proof = self.proof_in(&chunk).map(|(at, before)| (from + at as u64, before));
+            if let Some(last) = chunk.iter().rposition(|byte| *byte != 0) {
+                rest.torn_bytes = from + last as u64 + 1 - self.position;
             }
-            from += if bytes > overlap { bytes - overlap } else { bytes };
-            if bytes < CHUNK_BYTES {
-                break;
-            }
+            from += if bytes == CHUNK_BYTES { bytes - overlap } else { bytes };
         }
-        Ok(None)
+        Ok(rest)
+    }
+
+    /// Where in `chunk` a frame proves more to be synced than was read.
+    fn proof_in(&self, chunk: &[u8]) -> Option<(usize, Offset)> {
+        let mut from = 0;
+        while let Some(at) = find_frame(chunk, from) {
+            let frame = Frame::decode(&chunk[at..], self.segment.header.salt);
+            if let Some(frame) = frame.filter(|frame| frame.durable_before > self.end) {
+                return Some((at, frame.durable_before));
+            }
+            from = at + 1;
+        }
+        None
     }
 
     /// Drops the torn tail and makes what survived durable.
-    fn settle(self, storage: &dyn Storage) -> Result<ActiveSegment, OpenError> {
+    fn settle(self, storage: &dyn Storage, rest: &Rest) -> Result<ActiveSegment, OpenError> {
         let name = self.segment.name.clone();
-        let dropped = self.length - self.position;
-        if dropped > 0 {
+        if rest.torn_bytes > 0 {
             tracing::warn!(
                 file = storage.display(&name),
                 at = self.position,
-                bytes = dropped,
+                bytes = rest.torn_bytes,
                 "dropped the torn tail of a crash: it had never been acknowledged"
             );
         }
-        let settled = self.write_again(dropped > 0);
+        let settled = self.write_again();
         settled.map_err(|error| io_error(storage, "make durable the tail of", &name, error))?;
         let readable = self.footer.as_ref().map_or(self.position, |footer| footer.position);
         self.segment.publish(self.end, readable, self.newest);
         Ok(ActiveSegment::resume(Arc::new(self.segment), self.file, self.position))
     }
 
-    fn write_again(&self, cut: bool) -> io::Result<()> {
-        if cut {
-            self.file.set_len(self.position)?;
-        }
+    fn write_again(&self) -> io::Result<()> {
+        // Also where the file seems to end there: the cut, too, may be what a failed sync left undone.
+        self.file.set_len(self.position)?;
         let mut from = self.doubtful_from;
         while from < self.position {
             let bytes = (self.position - from).min(CHUNK_BYTES);

@@ -131,6 +131,10 @@ pub(super) struct ActiveSegment {
     file: Arc<dyn StorageFile>,
     /// Where the next frame goes.
     position: u64,
+    /// How long the file is.
+    length: u64,
+    /// How much more than needed the file is made longer at a time.
+    reserve_bytes: u64,
     /// The file before this one, as long as the operating system may cache it.
     before: Option<Arc<dyn StorageFile>>,
     /// What lies before is no longer cached.
@@ -153,18 +157,29 @@ impl ActiveSegment {
     /// Goes on in a segment whose frames end at `position`.
     pub(super) fn resume(segment: Arc<Segment>, file: Arc<dyn StorageFile>, position: u64) -> Self {
         segment.file_bytes.store(position, Ordering::Relaxed);
-        Self { segment, file, position, before: None, cached_from: 0 }
+        Self { segment, file, position, length: position, reserve_bytes: 0, before: None, cached_from: 0 }
     }
 
     pub(super) fn position(&self) -> u64 {
         self.position
     }
 
+    /// Lets the file grow in steps of this size from now on, ahead of what is written.
+    pub(super) fn reserve_ahead(&mut self, bytes: u64) {
+        self.reserve_bytes = bytes;
+    }
+
     /// Writes a frame behind the last one.
     pub(super) fn write(&mut self, frame: &[u8], base: Offset) -> io::Result<()> {
+        let end = self.position + frame.len() as u64;
+        if end > self.length && self.reserve_bytes > 0 {
+            self.length = end + self.reserve_bytes;
+            self.file.reserve(self.length);
+        }
         self.file.write_at(frame, self.position)?;
         self.segment.remember(base, self.position);
-        self.position += frame.len() as u64;
+        self.position = end;
+        self.length = self.length.max(end);
         self.segment.file_bytes.store(self.position, Ordering::Relaxed);
         Ok(())
     }
@@ -179,6 +194,15 @@ impl ActiveSegment {
 
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync()
+    }
+
+    /// Gives back what was reserved and not used. Takes effect with the next sync.
+    pub(super) fn cut(&mut self) -> io::Result<()> {
+        if self.length > self.position {
+            self.file.set_len(self.position)?;
+            self.length = self.position;
+        }
+        Ok(())
     }
 
     /// What the operating system need not cache any more: the segment before, and this one's front.
@@ -197,6 +221,7 @@ impl ActiveSegment {
     pub(super) fn go_on(&mut self, storage: &dyn Storage, header: SegmentHeader) -> io::Result<()> {
         let next = Self::create(storage, header)?;
         let sealed = std::mem::replace(self, next);
+        self.reserve_bytes = sealed.reserve_bytes;
         if let Some(before) = sealed.before {
             before.let_go_before(u64::MAX >> 1);
         }
@@ -211,6 +236,7 @@ impl ActiveSegment {
         let footer = Footer { index, end, newest, position: readable };
         let frame = footer.encode(durable_before, self.segment.header.salt);
         self.write(&frame, end)?;
+        self.cut()?;
         self.file.sync()?;
         self.segment.publish(end, readable, newest);
         Ok(())

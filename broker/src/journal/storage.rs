@@ -42,6 +42,9 @@ pub trait StorageFile: Debug + Send + Sync {
     fn len(&self) -> io::Result<u64>;
     /// Cuts or extends it.
     fn set_len(&self, bytes: u64) -> io::Result<()>;
+    /// Makes the file at least `bytes` long, with zeros, so that writes up to there need no new space; does nothing
+    /// where that is not possible. Only an optimisation: on Linux it halves what small syncs cost.
+    fn reserve(&self, _bytes: u64) {}
     /// Says that what lies before file position `end` and is synced will hardly be read soon: whoever caches it
     /// may let it go.
     fn let_go_before(&self, _end: u64) {}
@@ -212,6 +215,11 @@ impl StorageFile for DiskFile {
         self.0.set_len(bytes)?;
         // `fdatasync` need not write a length that shrank; this is rare enough to write everything here.
         self.0.sync_all()
+    }
+
+    fn reserve(&self, bytes: u64) {
+        // A disk that is full fails the write that needs the space, not this.
+        let _ = rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), 0, bytes);
     }
 
     fn let_go_before(&self, end: u64) {

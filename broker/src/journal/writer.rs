@@ -19,6 +19,9 @@ use crate::record::{Batch, BatchBuilder, Offset, Timestamp};
 /// How often cursors are saved, age is looked at and an idle journal is marked.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
+/// The most that a segment is made longer ahead of what is written.
+const RESERVE_BYTES_MAX: u64 = 8 << 20;
+
 /// Writes batches and syncs them.
 #[derive(Debug)]
 pub struct Writer {
@@ -43,7 +46,8 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(shared: Arc<Shared>, active: ActiveSegment, marked: Offset) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, mut active: ActiveSegment, marked: Offset) -> Self {
+        active.reserve_ahead((shared.options.segment_bytes / 8).min(RESERVE_BYTES_MAX));
         let (end, now) = (shared.durable_end(), shared.now());
         let writer = Self {
             shared,
@@ -111,7 +115,8 @@ impl Writer {
         if self.shared.is_failed() {
             return;
         }
-        let ended = self.sync().and_then(|()| self.mark()).and_then(|()| self.active.sync());
+        let ended = self.sync().and_then(|()| self.mark()).and_then(|()| self.active.cut());
+        let ended = ended.and_then(|()| self.active.sync());
         if let Err(error) = ended {
             self.fail("sync", &error);
         } else if let Err(error) = self.shared.save_cursors(None) {
