@@ -7,6 +7,8 @@
 //! ```text
 //! eval "$(tests/services start kafka)" && cargo bench -p tidegate-benches --bench kafka
 //! ```
+//!
+//! Properties of librdkafka can follow as `-- name=value`; they are given to both.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run says so by its panic")]
 
@@ -51,6 +53,13 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Properties of librdkafka from the command line.
+fn properties() -> impl Iterator<Item = (String, String)> {
+    std::env::args().filter_map(|argument| {
+        argument.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
+    })
+}
+
 /// What one run cost.
 #[derive(Clone, Copy)]
 struct Cost {
@@ -90,14 +99,15 @@ fn device(number: u64) -> String {
 
 /// The configuration that tidegate gives librdkafka, as far as it matters to speed.
 fn bare(servers: &str, topic: &str, with_headers: bool) {
-    let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
+    let mut config = ClientConfig::new();
+    config
         .set("bootstrap.servers", servers)
         .set("enable.idempotence", "true")
         .set("linger.ms", "5")
         .set("queue.buffering.max.messages", "50000")
-        .set("partitioner", "murmur2_random")
-        .create()
-        .unwrap();
+        .set("partitioner", "murmur2_random");
+    config.extend(properties());
+    let producer: ThreadedProducer<DefaultProducerContext> = config.create().unwrap();
     let devices: Vec<_> = (0..1_000).map(device).collect();
     let ids: Vec<_> = (0..RECORDS).map(|number| format!("{:032x}-{number}", 0)).collect();
     for number in 0..RECORDS {
@@ -165,6 +175,7 @@ fn tidegate(servers: &str, topic: &str, journal: &Journal, headers: HeaderStyle,
     for route in &mut config.routes {
         route.topic = topic.into();
     }
+    config.properties.extend(properties());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let part = Part::new("kafka");
     let sink = KafkaSink::new(&config, journal.id(), part.clone()).unwrap();
