@@ -400,11 +400,11 @@ fn the_tree_speaks_of_itself_alone() {
         concat!("/tmp", "/wt"),
         concat!("/ro", "ot/"),
         concat!("/ho", "me/"),
-        concat!("index.", "crates.io"),
-        concat!("static.", "crates.io"),
+        concat!("index.cra", "tes.io"),
+        concat!("static.cra", "tes.io"),
         concat!("repo.", "maven"),
         concat!("registry.", "npmjs"),
-        concat!("deb.", "debian.org"),
+        concat!("deb.deb", "ian.org"),
         concat!("Co-Authored", "-By"),
     ];
     let mut wrong = Vec::new();
