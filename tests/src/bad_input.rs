@@ -65,7 +65,10 @@ async fn bad_input_ends_its_own_connection_and_harms_nobody_else() {
     })
     .await;
     let (sent, malformed) = (front.sent.load(Ordering::Relaxed), front.malformed.load(Ordering::Relaxed));
-    println!("bad_input: {sent} attacks, {malformed} of them malformed: {:?}", handle.stats());
+    crate::support::report(
+        "bad_input",
+        &format!("{sent} attacks, {malformed} of them malformed: {:?}", handle.stats()),
+    );
     assert!(sent >= ATTACKS);
     assert!(malformed > ATTACKS / 10, "too few of the attacks are malformed to prove anything: {malformed}");
     tokio::task::spawn_blocking(move || server.drain(PATIENCE)).await.expect("the broker drains");

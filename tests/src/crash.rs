@@ -18,7 +18,7 @@ use crate::support::mqtt::{Connection, Options, Received};
 use crate::support::postgres::Database;
 use crate::support::random::Random;
 use crate::support::tidegate::{Settings, Tidegate};
-use crate::support::{eventually, services, unique, within};
+use crate::support::{eventually, report, services, unique, within};
 
 const CRASHES: u64 = 20;
 const DEVICES: usize = 20;
@@ -57,7 +57,7 @@ async fn nothing_acknowledged_is_lost_when_it_is_killed_at_20_random_moments() {
     let in_postgres = postgres_deliveries(&database, &run).await;
     let kafka = ledger::check("Kafka", &accounts, &in_kafka);
     let postgres = ledger::check("PostgreSQL", &accounts, &in_postgres);
-    println!("Kafka:      {kafka}\nPostgreSQL: {postgres}");
+    report("crash", &format!("Kafka:      {kafka}\nPostgreSQL: {postgres}"));
     assert_eq!(postgres.duplicated, 0, "a journal entry is in PostgreSQL twice");
     assert_eq!(offsets(&in_kafka), offsets(&in_postgres), "both have the same journal entries");
 
@@ -182,5 +182,6 @@ async fn queue_is_kept(tidegate: &Tidegate, away: &Options, queued: Done) {
         connection.puback(packet_id);
         connection.flush().await.expect("the connection lives");
     }
-    println!("queue:      acknowledged {0}, delivered {0}, duplicated 0", queued.acknowledged);
+    let queued = queued.acknowledged;
+    report("crash", &format!("queue:      acknowledged {queued}, delivered {queued}, duplicated 0"));
 }

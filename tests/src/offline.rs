@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use crate::support::device::{Device, Order};
 use crate::support::mqtt::{Connection, Options, Received};
 use crate::support::tidegate::{Settings, Tidegate};
-use crate::support::{process, unique, within};
+use crate::support::{process, report, unique, within};
 
 const PUBLISHES: u64 = 200_000;
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -37,7 +37,11 @@ async fn a_subscriber_gets_200_000_publishes_acknowledged_while_it_was_away() {
     let received =
         within("all publishes are delivered", PATIENCE, receive_all(&mut connection, PUBLISHES)).await;
     let peak_mib = process::peak_memory_bytes(tidegate.pid()) >> 20;
-    println!("offline: acknowledged {}, delivered {received}, peak memory {peak_mib} MiB", done.acknowledged);
+    let acknowledged = done.acknowledged;
+    report(
+        "offline",
+        &format!("acknowledged {acknowledged}, delivered {received}, peak memory {peak_mib} MiB"),
+    );
     assert_eq!(received, PUBLISHES);
 }
 

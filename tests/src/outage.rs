@@ -14,7 +14,7 @@ use crate::support::ledger::{self, Account, Delivery};
 use crate::support::postgres::Database;
 use crate::support::services::{Own, Service};
 use crate::support::tidegate::{Settings, Tidegate};
-use crate::support::{eventually, process, unique, within};
+use crate::support::{eventually, process, report, unique, within};
 
 const DEVICES: usize = 10;
 /// Publishes per second and device.
@@ -52,7 +52,11 @@ async fn nothing_is_missing_after_kafka_and_then_postgresql_were_away_for_30_s()
     database.reconnect().await;
     let in_postgres = ledger::check("PostgreSQL", &accounts, &postgres_deliveries(&database).await);
     let peak = process::peak_memory_bytes(tidegate.pid());
-    println!("Kafka:      {in_kafka}\nPostgreSQL: {in_postgres}\npeak memory {} MiB", peak >> 20);
+    let peak_mib = peak >> 20;
+    report(
+        "outage",
+        &format!("Kafka:      {in_kafka}\nPostgreSQL: {in_postgres}\npeak memory {peak_mib} MiB"),
+    );
     assert_eq!(in_postgres.duplicated, 0, "a journal entry is in PostgreSQL twice");
     assert!(peak < MEMORY_BYTES_MAX, "peak memory {} MiB", peak >> 20);
 }
@@ -78,7 +82,7 @@ async fn goes_on_without(tidegate: &Tidegate, load: &Load, away: &str, present: 
         .await;
     }
     let (behind, other) = (tidegate.sink(away).await, tidegate.sink(present).await);
-    println!("{away} away for {OUTAGE:?}: {behind:?}; {present}: {other:?}");
+    report("outage", &format!("{away} away for {OUTAGE:?}: {behind:?}; {present}: {other:?}"));
     assert_ne!(behind.state, "up", "{behind:?}");
     assert!(!behind.detail.is_empty(), "it says what is wrong: {behind:?}");
     let sent = OUTAGE.as_secs() * u64::from(PACE) * DEVICES as u64;

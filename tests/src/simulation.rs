@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tidegate_broker::plant::{self, Bug};
 
+use crate::support::report;
 use world::World;
 
 const SEEDS: u64 = 2_000;
@@ -37,7 +38,7 @@ fn nothing_acknowledged_is_lost_in_any_seed() {
     for half in halves {
         half.join().unwrap();
     }
-    println!("{SEEDS} seeds");
+    report("simulation", &format!("{SEEDS} seeds, nothing lost"));
 }
 
 #[test]
@@ -67,6 +68,7 @@ fn every_planted_bug_is_caught() {
         });
         plant::plant(None);
         let Some((seed, said)) = caught else { panic!("no seed caught {bug:?}") };
-        println!("{bug:?}: caught by seed {seed}: {}", said.lines().next().unwrap_or_default());
+        let said = said.lines().next().unwrap_or_default();
+        report("simulation", &format!("{bug:?}: caught by seed {seed}: {said}"));
     }
 }

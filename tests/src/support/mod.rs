@@ -18,6 +18,7 @@ pub(crate) mod services;
 pub(crate) mod tidegate;
 pub(crate) mod websocket;
 
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -68,6 +69,14 @@ pub(crate) fn free_address() -> SocketAddr {
         }
     }
     panic!("no free port from {FIRST} to {}", FIRST + PORTS);
+}
+
+/// Prints a figure that belongs into the record of every run: the test runner keeps what a passing test prints to
+/// itself, and does not see what is written to the stream.
+pub(crate) fn report(test: &str, figures: &str) {
+    for line in figures.lines() {
+        let _ = writeln!(std::io::stderr(), "    {test}: {line}");
+    }
 }
 
 /// A name nothing else has: a database, a device, a group. Made of a-z, 0-9 and `_`.
