@@ -31,7 +31,7 @@ use foldhash::HashMap;
 
 pub use self::outbox::{Outbox, SHARED_BYTES_MIN};
 pub use self::restore::RestoreError;
-use crate::auth::Access;
+use crate::auth::{Access, Identity};
 use crate::mqtt::{self, Decoded, Disconnect, Packet, ReasonCode, Version, encode};
 use crate::plant::{self, Bug};
 use crate::record::{Append, Appended, Batch, Offset, Refused, Timestamp};
@@ -149,6 +149,10 @@ struct Connection {
     stage: Stage,
     version: Version,
     session: Option<Key>,
+    /// The name in the client's certificate.
+    certificate: Option<Box<str>>,
+    /// Who the client was found to be.
+    identity: Option<Identity>,
     /// Whether CONNACK was sent: nothing may come before it [MQTT-3.2.0-1].
     greeted: bool,
     outbox: Outbox,
@@ -278,6 +282,8 @@ impl Broker {
             stage: Stage::AwaitingConnect,
             version: Version::V311,
             session: None,
+            certificate: None,
+            identity: None,
             greeted: false,
             outbox: Outbox::default(),
             silence_max: self.limits.connect_timeout,
@@ -291,6 +297,13 @@ impl Broker {
         });
         self.timers.push(Reverse((now.monotonic + self.limits.connect_timeout, Timer::Silence(key))));
         Some(key)
+    }
+
+    /// The client has proven with its certificate that it is `name`. To be called before anything is received.
+    pub fn set_certificate(&mut self, key: Key, name: &str) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.certificate = Some(name.into());
+        }
     }
 
     /// Bytes were read from a connection. They begin where the last call's `consumed` ended.

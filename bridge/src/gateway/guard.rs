@@ -12,6 +12,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -21,7 +22,8 @@ use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use subtle::ConstantTimeEq as _;
-use tidegate_broker::auth::{Access, Denied};
+use tidegate_broker::auth::{Access, Denied, Login};
+use tidegate_broker::record::Timestamp;
 use tokio::sync::Semaphore;
 
 use super::Config;
@@ -32,6 +34,8 @@ use super::routes::App;
 const PASSWORD_CHECKS_MAX: usize = 2;
 /// An address of nobody (RFC 5737): whoever may connect from it without credentials, everybody may.
 const SOMEBODY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+/// What stands in for the Client Identifier.
+const CLIENT: &str = "http";
 const FORWARDING: [HeaderName; 3] =
     [header::FORWARDED, HeaderName::from_static("x-forwarded-for"), HeaderName::from_static("x-real-ip")];
 
@@ -131,9 +135,16 @@ impl Guard {
     async fn check_password(&self, username: String, password: Vec<u8>) -> Result<(), PasswordError> {
         let _turn = self.password_checks.acquire().await;
         let access = Arc::clone(&self.access);
-        let check = move || access.connect(SOMEBODY, Some(&username), Some(&password));
+        let check = move || {
+            let login = Login {
+                username: Some(&username),
+                password: Some(&password),
+                ..Login::anonymous(SOMEBODY, CLIENT)
+            };
+            access.connect(&login, now())
+        };
         match tokio::task::spawn_blocking(check).await {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(_)) => Ok(()),
             Ok(Err(Denied::NotAuthorised)) => Err(PasswordError::NothingToCheckAgainst),
             Ok(Err(denied @ Denied::BadCredentials)) => {
                 Err(PasswordError::Refused(unauthorized("bad_credentials", &denied.to_string())))
@@ -148,10 +159,10 @@ impl Guard {
     }
 
     fn check_address(&self, peer: IpAddr, headers: &HeaderMap) -> Result<(), Refusal> {
-        if self.access.connect(SOMEBODY, None, None).is_ok() {
+        if self.access.connect(&Login::anonymous(SOMEBODY, CLIENT), now()).is_ok() {
             return Ok(());
         }
-        if self.access.connect(peer, None, None).is_err() {
+        if self.access.connect(&Login::anonymous(peer, CLIENT), now()).is_err() {
             return Err(unauthorized("unauthorized", "credentials are needed from this address"));
         }
         if FORWARDING.iter().any(|name| headers.contains_key(name)) {
@@ -212,6 +223,11 @@ impl Guard {
         let lower = origin.to_str().ok()?.to_ascii_lowercase();
         self.allowed_origins.contains(&lower).then(|| origin.clone())
     }
+}
+
+fn now() -> Timestamp {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn unauthorized(code: &'static str, reason: &str) -> Refusal {

@@ -1,16 +1,23 @@
-//! Who may connect.
+//! Who may connect, and what who is connected may publish and receive.
 //!
-//! [`Access`] decides from the peer's address and the credentials in CONNECT; [`PasswordFile`] holds usernames
-//! with hashed passwords in mosquitto's format. What an accepted client may publish and subscribe is not decided
-//! here.
+//! [`Access`] decides from the peer's address and what a client brings along ([`Login`]) who it is ([`Identity`]);
+//! [`PasswordFile`] holds usernames with hashed passwords in mosquitto's format; [`Rules`] say what an identity may
+//! do.
 
 mod hash;
+mod identity;
 mod password_file;
+mod rules;
 
 use std::net::IpAddr;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
+pub use identity::{Identity, Login};
 pub use password_file::{PasswordFile, PasswordFileError};
+pub use rules::{Rules, Verdict};
+
+use crate::record::Timestamp;
+use crate::topic::{TopicFilter, TopicName};
 
 /// Who may connect without credentials.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -57,47 +64,68 @@ pub enum Denied {
 /// | given | none | nothing to check them against: as if none had been given |
 ///
 /// A client has given credentials when its CONNECT holds a User Name; a password alone names nobody and counts for
-/// nothing. These are mosquitto's rules, with [`Anonymous::Loopback`] added to `allow_anonymous`.
+/// nothing. These are mosquitto's rules, with [`Anonymous::Loopback`] added to `allow_anonymous`. A client with a
+/// certificate is who the certificate says, and needs no password.
 #[derive(Debug, Default)]
 pub struct Access {
     anonymous: Anonymous,
     passwords: RwLock<Option<PasswordFile>>,
+    rules: RwLock<Arc<Rules>>,
 }
 
 impl Access {
     /// `anonymous` says who may connect without credentials; those who give some are checked against `passwords`.
-    pub const fn new(anonymous: Anonymous, passwords: Option<PasswordFile>) -> Self {
-        Self { anonymous, passwords: RwLock::new(passwords) }
+    pub fn new(anonymous: Anonymous, passwords: Option<PasswordFile>) -> Self {
+        Self { anonymous, passwords: RwLock::new(passwords), rules: RwLock::default() }
     }
 
-    /// Whether the client may connect from `peer` with these credentials.
+    /// Who the client is, if it may connect at `now`.
     ///
     /// The first time that a password is seen to be right takes as long as its hash asks for (about a millisecond
     /// with the hashes that [`PasswordFile::set`] makes), later times take microseconds. A refusal always takes that
     /// long, whether the username is known or not.
-    pub fn connect(
-        &self,
-        peer: IpAddr,
-        username: Option<&str>,
-        password: Option<&[u8]>,
-    ) -> Result<(), Denied> {
+    pub fn connect(&self, login: &Login<'_>, _now: Timestamp) -> Result<Identity, Denied> {
+        if let Some(name) = login.certificate {
+            return Ok(Identity::user(name, login.client));
+        }
         let passwords = self.passwords.read().unwrap_or_else(PoisonError::into_inner);
-        match (&*passwords, username) {
+        match (&*passwords, login.username) {
             (Some(passwords), Some(username)) => {
-                if passwords.verify(username, password) {
-                    Ok(())
+                if passwords.verify(username, login.password) {
+                    Ok(Identity::user(username, login.client))
                 } else {
                     Err(Denied::BadCredentials)
                 }
             }
             (None, _) | (Some(_), None) => {
-                if self.anonymous.admits(peer) {
-                    Ok(())
+                if self.anonymous.admits(login.peer) {
+                    let local = login.peer.to_canonical().is_loopback();
+                    Ok(Identity::anonymous(login.client, local))
                 } else {
                     Err(Denied::NotAuthorised)
                 }
             }
         }
+    }
+
+    /// Whether `identity` may publish to `topic`.
+    pub fn may_publish(&self, identity: &Identity, topic: TopicName<'_>) -> Verdict {
+        self.rules().may_publish(identity, topic)
+    }
+
+    /// Whether what is published to `topic` may be sent to `identity`.
+    pub fn may_receive(&self, identity: &Identity, topic: TopicName<'_>) -> Verdict {
+        self.rules().may_receive(identity, topic)
+    }
+
+    /// Whether there can be a topic that `filter` matches and that `identity` may receive.
+    pub fn may_subscribe(&self, identity: &Identity, filter: &TopicFilter) -> Verdict {
+        self.rules().may_subscribe(identity, filter)
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// From now on checks credentials against `passwords`. Clients that are connected stay.
@@ -128,8 +156,11 @@ mod tests {
         expected: Result<(), Denied>,
     ) {
         for peer in peers {
-            let decided = access.connect(peer.parse().unwrap(), username, password.map(str::as_bytes));
-            assert_eq!(decided, expected, "{access:?} {peer} {username:?} {password:?}");
+            let peer = peer.parse().unwrap();
+            let password_bytes = password.map(str::as_bytes);
+            let login = Login { username, password: password_bytes, ..Login::anonymous(peer, "client") };
+            let decided = access.connect(&login, Timestamp(0));
+            assert_eq!(decided.map(|_| ()), expected, "{access:?} {peer} {username:?} {password:?}");
         }
     }
 

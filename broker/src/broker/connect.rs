@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::{Broker, Leaving, Release, Stage, TOPIC_ALIASES_MAX, Timer};
-use crate::auth::Denied;
+use crate::auth::{Denied, Identity, Login};
 use crate::broker::Now;
 use crate::mqtt::{ConnAck, Connect, ConnectError, Disconnect, ReasonCode, Version, encode};
 use crate::record::{Append, Entry, Offset, Properties, Record, Refused};
@@ -34,12 +34,19 @@ impl Broker {
             self.refuse(key, connect.version, ReasonCode::ServerUnavailable);
             return;
         }
-        if let Err(reason) = self.admit(key, connect) {
-            self.refuse(key, connect.version, reason);
-            return;
-        }
         let assigned = connect.client_id.is_empty().then(|| self.assign_client_id());
         let client = assigned.as_deref().unwrap_or(connect.client_id);
+        match self.admit(key, connect, client, now) {
+            Ok(identity) => {
+                if let Some(connection) = self.connections.get_mut(key) {
+                    connection.identity = Some(identity);
+                }
+            }
+            Err(reason) => {
+                self.refuse(key, connect.version, reason);
+                return;
+            }
+        }
         match self.open_session(client, connect, now, log) {
             Ok((session, present)) => {
                 self.accept(key, session, present, connect, assigned.as_deref(), now, log)
@@ -49,8 +56,9 @@ impl Broker {
         }
     }
 
-    fn admit(&self, key: Key, connect: &Connect<'_>) -> Result<(), ReasonCode> {
-        let peer = self.connections.get(key).ok_or(ReasonCode::UnspecifiedError)?.peer;
+    /// Who the client is, if it may connect; `client` is its Client Identifier, or the one assigned to it.
+    fn admit(&self, key: Key, connect: &Connect<'_>, client: &str, now: Now) -> Result<Identity, ReasonCode> {
+        let connection = self.connections.get(key).ok_or(ReasonCode::UnspecifiedError)?;
         // An empty Client Identifier needs a session that ends with the connection in MQTT 3.1.1
         // [MQTT-3.1.3-8], and is not allowed at all in MQTT 3.1.
         let empty_allowed = match connect.version {
@@ -64,8 +72,16 @@ impl Broker {
         if connect.authentication_method.is_some() {
             return Err(ReasonCode::BadAuthenticationMethod);
         }
-        self.access.connect(peer, connect.username, connect.password).map_err(|denied| {
-            tracing::info!(%peer, client = connect.client_id, username = connect.username, %denied, "refusing a client");
+        let login = Login {
+            peer: connection.peer,
+            client,
+            username: connect.username,
+            password: connect.password,
+            certificate: connection.certificate.as_deref(),
+        };
+        self.access.connect(&login, now.wall).map_err(|denied| {
+            let peer = connection.peer;
+            tracing::info!(%peer, client, username = connect.username, %denied, "refusing a client");
             match denied {
                 Denied::BadCredentials => ReasonCode::BadUserNameOrPassword,
                 Denied::NotAuthorised => ReasonCode::NotAuthorized,
