@@ -17,6 +17,7 @@ mod deliver;
 mod outbox;
 mod publish;
 mod restore;
+mod shared;
 mod subscribe;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ use foldhash::HashMap;
 
 pub use self::outbox::{Outbox, SHARED_BYTES_MIN};
 pub use self::restore::RestoreError;
+use self::shared::Group;
 use crate::auth::{Access, Identity};
 use crate::mqtt::{self, Decoded, Disconnect, Packet, ReasonCode, Version, encode};
 use crate::plant::{self, Bug};
@@ -39,6 +41,7 @@ use crate::retained::RetainedStore;
 use crate::router::{Matches, Router};
 use crate::session::Session;
 use crate::slots::{Key, Slots};
+use crate::topic::TopicFilter;
 
 /// How often kept sessions tell the journal how far they are.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -123,6 +126,7 @@ pub struct Stats {
     pub connections_refused_total: u64,
     pub sessions: u64,
     pub subscriptions: u64,
+    pub shared_subscriptions: u64,
     pub retained: u64,
     pub packets_in_total: u64,
     pub packets_out_total: u64,
@@ -198,6 +202,17 @@ enum Release {
 struct Delivery {
     place: Appended,
     matches: Matches,
+    /// The groups of shared subscriptions it goes to.
+    shared: Option<Matches>,
+}
+
+/// Who wants to read the journal: see [`Broker::poll_read`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadFor {
+    /// A session that is behind.
+    Session(Key),
+    /// The group of a shared subscription that is behind.
+    Group(Key),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -228,10 +243,15 @@ pub struct Broker {
     by_number: HashMap<u64, Key>,
     next_session: u64,
     router: Router,
+    groups: Slots<Group>,
+    by_share: HashMap<TopicFilter, Key>,
+    /// Which groups a topic matches.
+    shared_router: Router,
+    shared_subscriptions: usize,
     retained: RetainedStore,
     gated: VecDeque<Gated>,
     deliveries: VecDeque<Delivery>,
-    reads: VecDeque<Key>,
+    reads: VecDeque<ReadFor>,
     output: VecDeque<Key>,
     resumed: VecDeque<Key>,
     held: Vec<Key>,
@@ -256,6 +276,10 @@ impl Broker {
             by_number: HashMap::default(),
             next_session: 1,
             router: Router::default(),
+            groups: Slots::default(),
+            by_share: HashMap::default(),
+            shared_router: Router::default(),
+            shared_subscriptions: 0,
             retained: RetainedStore::default(),
             gated: VecDeque::new(),
             deliveries: VecDeque::new(),
@@ -543,7 +567,8 @@ impl Broker {
         Stats {
             connections: self.connections.len() as u64,
             sessions: self.sessions.len() as u64,
-            subscriptions: self.router.len() as u64,
+            subscriptions: (self.router.len() + self.shared_subscriptions) as u64,
+            shared_subscriptions: self.shared_subscriptions as u64,
             retained: self.retained.len() as u64,
             ..self.stats
         }

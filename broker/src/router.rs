@@ -50,7 +50,8 @@ pub struct Match {
 }
 
 impl Match {
-    fn of(session: Key, options: &SubscriptionOptions) -> Self {
+    /// What `session` asked for with one filter.
+    pub fn of(session: Key, options: &SubscriptionOptions) -> Self {
         Self {
             session,
             qos: options.qos,
@@ -170,6 +171,11 @@ impl Router {
         let removed = remove(&mut self.root, &levels, session);
         self.subscriptions -= usize::from(removed);
         removed
+    }
+
+    /// What `topic` goes to when nobody has subscribed to it.
+    pub fn nobody(&self) -> Matches {
+        Arc::clone(&self.nobody)
     }
 
     /// The sessions that `topic` goes to.

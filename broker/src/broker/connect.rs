@@ -213,6 +213,7 @@ impl Broker {
         let in_flight: Vec<_> = session.window.iter().map(|(id, delivery)| (id, delivery.stage)).collect();
         let granted = (session.expiry_s != connect.session_expiry_s).then_some(session.expiry_s);
         let kept = session.is_kept();
+        self.arrive_in_groups(session_key, log.end());
         let answer = ConnAck {
             session_present: present,
             session_expiry_s: granted.filter(|_| connect.version.is_v5()),
@@ -220,7 +221,6 @@ impl Broker {
             maximum_packet_bytes: u32::try_from(self.limits.packet_bytes).ok(),
             assigned_client_id: assigned,
             topic_alias_maximum: TOPIC_ALIASES_MAX,
-            shared_subscriptions: false,
             server_keep_alive_s: (keep_alive_s != connect.keep_alive_s).then_some(keep_alive_s),
             ..ConnAck::default()
         };
@@ -299,6 +299,7 @@ impl Broker {
         if leaving == Leaving::Orderly {
             session.will = None;
         }
+        let shares = !session.shared.is_empty();
         let delay_s = session.will.as_ref().map_or(0, |will| will.delay_s).min(session.expiry_s);
         let will_at = now.monotonic + Duration::from_secs(u64::from(delay_s));
         if session.will.is_some() && delay_s > 0 {
@@ -306,6 +307,9 @@ impl Broker {
             self.timers.push(Reverse((will_at, Timer::Will(session_key))));
         } else {
             self.publish_will(session_key, now, log);
+        }
+        if shares {
+            self.leave_groups(session_key);
         }
         self.retire(session_key, now, log);
     }
@@ -362,16 +366,22 @@ impl Broker {
 
     /// Removes a session and everything in it.
     pub(super) fn end_session(&mut self, key: Key, log: &mut dyn Append) {
-        let Some(session) = self.sessions.remove(key) else { return };
-        for filter in session.filters.keys() {
-            self.router.unsubscribe(filter, key);
-        }
+        let Some(mut session) = self.sessions.remove(key) else { return };
+        self.drop_filters(key, &mut session);
         self.by_client.remove(&session.client);
         self.by_number.remove(&session.number);
         // The journal may know it even if it is not kept now: because of a Will, or of its earlier life.
         let ended = Control::Ended { session: session.number }.encode();
         if session.recorded {
             let _ = log.append(&Entry::Control(&ended));
+        }
+    }
+
+    /// Ends the subscriptions of a session that was removed.
+    pub(super) fn drop_filters(&mut self, key: Key, session: &mut Session) {
+        self.end_in_groups(key, session);
+        for filter in session.filters.keys() {
+            self.router.unsubscribe(filter, key);
         }
     }
 
@@ -414,5 +424,6 @@ impl Broker {
             session.progressed = false;
             session.announced = session.announced.split_off(&position);
         }
+        self.save_group_progress(QUIET_ENTRIES, log);
     }
 }

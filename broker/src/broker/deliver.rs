@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::outbox::Outbox;
-use super::{Broker, Connection, Release, SHARED_BYTES_MIN};
+use super::{Broker, Connection, ReadFor, Release, SHARED_BYTES_MIN};
 use crate::broker::Now;
 use crate::mqtt::encode::{self, PublishHead};
 use crate::mqtt::{Ack, ReasonCode, Version};
@@ -16,12 +16,12 @@ use crate::record::{Append, Appended, Batch, Entry, Offset, Properties, Qos, Rec
 use crate::router::Match;
 use crate::session::control::Control;
 use crate::session::window::{Source, Stage};
-use crate::session::{Flow, RetainedDelivery, Session};
+use crate::session::{Flow, RetainedDelivery};
 use crate::slots::Key;
 
 /// What became of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Delivered {
+pub(super) enum Delivered {
     /// Sent, or rightly not sent.
     Done,
     /// The client has enough on its hands: the same record must come again.
@@ -30,11 +30,13 @@ enum Delivered {
 
 /// A record and the memory it lies in, if that may be referred to.
 #[derive(Clone, Copy)]
-struct Load<'a> {
-    record: &'a Record<'a>,
-    batch: Option<&'a Batch>,
+pub(super) struct Load<'a> {
+    pub(super) record: &'a Record<'a>,
+    pub(super) batch: Option<&'a Batch>,
     /// Where the content is found again, should it have to be sent once more.
-    offset: Offset,
+    pub(super) offset: Offset,
+    /// The group of a shared subscription for which it is delivered.
+    pub(super) group: Option<Key>,
 }
 
 /// What a PUBLISH to one client says besides its record.
@@ -49,7 +51,7 @@ struct Wrap<'a> {
 
 /// The last PUBLISH of a record that goes to many, so that it is encoded once per kind of receiver.
 #[derive(Default)]
-struct Memo {
+pub(super) struct Memo {
     kind: Option<(bool, Qos, bool)>,
     bytes: Vec<u8>,
     packet_id_at: usize,
@@ -68,7 +70,7 @@ impl Broker {
         let mut everyone = true;
         let mut memo = Memo::default();
         let durable_end = self.durable_end;
-        let load = Load { record, batch: None, offset: place.offset };
+        let load = Load { record, batch: None, offset: place.offset, group: None };
         for found in matches {
             let Some(session) = self.sessions.get_mut(found.session) else { continue };
             let own = found.no_local && publisher == Some(found.session);
@@ -105,7 +107,8 @@ impl Broker {
                 debug_assert!(false, "deliveries name records");
                 continue;
             };
-            let load = Load { record: &record, batch: Some(batch), offset: delivery.place.offset };
+            let load =
+                Load { record: &record, batch: Some(batch), offset: delivery.place.offset, group: None };
             let mut memo = Memo::default();
             let many = delivery.matches.len() > 1;
             for found in &*delivery.matches {
@@ -115,6 +118,9 @@ impl Broker {
                 {
                     session.fall_behind(delivery.place.offset, log.end());
                 }
+            }
+            if let Some(groups) = &delivery.shared {
+                self.deliver_to_groups(groups, load, now, log);
             }
         }
     }
@@ -135,7 +141,10 @@ impl Broker {
                 session.flow != Flow::Live || !session.resend.is_empty() || !session.retained.is_empty();
             if has_work && !session.wants_read && session.connection.is_some() {
                 session.wants_read = true;
-                self.reads.push_back(key);
+                self.reads.push_back(ReadFor::Session(key));
+            }
+            if !session.shared.is_empty() {
+                self.want_groups(key);
             }
         }
     }
@@ -145,6 +154,7 @@ impl Broker {
         for key in self.sessions.keys() {
             self.want_read(key);
         }
+        self.want_every_group();
     }
 
     /// How many sessions want to read now.
@@ -152,15 +162,16 @@ impl Broker {
         self.reads.len()
     }
 
-    /// The next session that wants to read, and from which offset. The caller reads the batch that holds it and
-    /// calls [`Broker::read`], or [`Broker::read_failed`].
-    pub fn poll_read(&mut self, now: Now, log: &mut dyn Append) -> Option<(Key, Offset)> {
-        while let Some(key) = self.reads.pop_front() {
-            if let Some(session) = self.sessions.get_mut(key) {
-                session.wants_read = false;
-            }
-            if let Some(offset) = self.next_read(key, now, log) {
-                return Some((key, offset));
+    /// Who wants to read next, and from which offset. The caller reads the batch that holds it and calls
+    /// [`Broker::read`], or [`Broker::read_failed`].
+    pub fn poll_read(&mut self, now: Now, log: &mut dyn Append) -> Option<(ReadFor, Offset)> {
+        while let Some(reader) = self.reads.pop_front() {
+            let offset = match reader {
+                ReadFor::Session(key) => self.next_read(key, now, log),
+                ReadFor::Group(key) => self.next_group_read(key),
+            };
+            if let Some(offset) = offset {
+                return Some((reader, offset));
             }
         }
         None
@@ -168,6 +179,7 @@ impl Broker {
 
     /// Sends what needs no reading, then says which offset the session must read.
     fn next_read(&mut self, key: Key, now: Now, log: &mut dyn Append) -> Option<Offset> {
+        self.sessions.get_mut(key)?.wants_read = false;
         loop {
             let durable_end = self.durable_end;
             let session = self.sessions.get_mut(key)?;
@@ -179,15 +191,16 @@ impl Broker {
             if let Some(&packet_id) = session.resend.front() {
                 match session.window.find(packet_id).map(|delivery| (delivery.stage, delivery.source.clone()))
                 {
-                    Some((Stage::Sent | Stage::Announced, Source::Journal(offset)))
-                        if offset < durable_end =>
-                    {
-                        return Some(offset);
+                    // What is not durable is read when it is.
+                    Some((
+                        Stage::Sent | Stage::Announced,
+                        Source::Journal(offset) | Source::Shared(offset),
+                    )) => {
+                        return (offset < durable_end).then_some(offset);
                     }
-                    // Not durable: its batch will be read when it is.
-                    Some((Stage::Sent | Stage::Announced, Source::Journal(_))) => return None,
                     Some((Stage::Sent | Stage::Announced, Source::Retained(retained))) => {
-                        let load = Load { record: &retained.record(), batch: None, offset: Offset(0) };
+                        let load =
+                            Load { record: &retained.record(), batch: None, offset: Offset(0), group: None };
                         self.send_again(key, packet_id, load, now);
                     }
                     Some((Stage::Released, _)) => {
@@ -228,9 +241,13 @@ impl Broker {
         }
     }
 
-    /// A batch for a session: it begins at the offset that [`Broker::poll_read`] named, or later if older records
+    /// A batch for a reader: it begins at the offset that [`Broker::poll_read`] named, or later if older records
     /// were trimmed.
-    pub fn read(&mut self, key: Key, batch: &Batch, now: Now, log: &mut dyn Append) {
+    pub fn read(&mut self, reader: ReadFor, batch: &Batch, now: Now, log: &mut dyn Append) {
+        let key = match reader {
+            ReadFor::Session(key) => key,
+            ReadFor::Group(key) => return self.read_group(key, batch, now, log),
+        };
         let Some(session) = self.sessions.get(key) else { return };
         if session.resend.is_empty() {
             self.catch_up(key, batch, now, log);
@@ -240,8 +257,10 @@ impl Broker {
         self.want_read_if_room(key);
     }
 
-    /// The journal could not be read for a session; its client must not believe that it has everything.
-    pub fn read_failed(&mut self, key: Key, now: Now, log: &mut dyn Append) {
+    /// The journal could not be read; a client that waits for it must not believe that it has everything. A group
+    /// stays behind and tries again.
+    pub fn read_failed(&mut self, reader: ReadFor, now: Now, log: &mut dyn Append) {
+        let ReadFor::Session(key) = reader else { return };
         if let Some(connection) = self.sessions.get(key).and_then(|session| session.connection) {
             self.disconnect(connection, ReasonCode::ImplementationSpecificError, now, log);
         }
@@ -267,7 +286,7 @@ impl Broker {
                 Some(delivery) if matches!(delivery.stage, Stage::Sent | Stage::Announced) => delivery,
                 Some(_) | None => return,
             };
-            let Source::Journal(offset) = waiting.source else { return };
+            let (Source::Journal(offset) | Source::Shared(offset)) = waiting.source else { return };
             // Only the first was asked for: one below the batch is not missing, it has yet to be read.
             if offset >= batch.end() || (offset < batch.base() && !first) {
                 return;
@@ -279,12 +298,12 @@ impl Broker {
             }
             match entries.find(|(place, _)| place.offset >= offset) {
                 Some((place, Entry::Record(record))) if place.offset == offset => {
-                    let load = Load { record: &record, batch: Some(batch), offset };
+                    let load = Load { record: &record, batch: Some(batch), offset, group: None };
                     self.send_again(key, packet_id, load, now);
                 }
                 Some(_) | None => {
                     tracing::warn!(%offset, "a record was trimmed before it could be delivered again");
-                    session.window.finish(packet_id);
+                    self.finish(key, packet_id);
                     self.stats.publishes_dropped_total += 1;
                 }
             }
@@ -308,7 +327,7 @@ impl Broker {
             if let Entry::Record(record) = entry
                 && let Some(found) = self.match_in_backlog(key, &record, place.offset)
             {
-                let load = Load { record: &record, batch: Some(batch), offset: place.offset };
+                let load = Load { record: &record, batch: Some(batch), offset: place.offset, group: None };
                 if self.deliver(&found, load, None, now, log) == Delivered::Behind {
                     break;
                 }
@@ -340,7 +359,7 @@ impl Broker {
     }
 
     /// Delivers a durable record to a connected session.
-    fn deliver(
+    pub(super) fn deliver(
         &mut self,
         found: &Match,
         load: Load<'_>,
@@ -367,28 +386,41 @@ impl Broker {
             self.stats.publishes_dropped_total += 1;
             return Delivered::Done;
         }
-        let source = Source::Journal(load.offset);
+        let source = match load.group {
+            None => Source::Journal(load.offset),
+            Some(_) => Source::Shared(load.offset),
+        };
         if qos == Qos::ExactlyOnce && session.is_kept() {
-            return self.announce(found.session, source, log);
+            return self.announce(found.session, source, load.group, log);
         }
         let packet_id = session.window.begin(source, qos, Stage::Sent);
         let wrap = Wrap { packet_id, ..wrap };
         if let Some(key) = session.connection {
             self.write_publish(key, load, &wrap, expiry, memo);
         }
+        if let Some(group) = load.group {
+            self.note_in_flight(group, load.offset, found.session, packet_id);
+        }
         Delivered::Done
     }
 
     /// Begins a QoS 2 delivery to a kept session: the journal learns its Packet Identifier first, so that after a
     /// crash the client does not take one publish for another.
-    fn announce(&mut self, key: Key, source: Source, log: &mut dyn Append) -> Delivered {
+    fn announce(&mut self, key: Key, source: Source, group: Option<Key>, log: &mut dyn Append) -> Delivered {
+        let share = group.and_then(|group| self.share(group));
         let Some(session) = self.sessions.get_mut(key) else { return Delivered::Done };
         let Some(connection) = session.connection else { return Delivered::Behind };
         let packet_id = session.window.begin(source.clone(), Qos::ExactlyOnce, Stage::Announced);
         let number = session.number;
-        let control = match &source {
-            Source::Journal(offset) => Control::Announced { session: number, packet_id, offset: *offset },
-            Source::Retained(retained) => {
+        let control = match (&source, &share) {
+            (Source::Shared(offset), Some(share)) => {
+                let share = Cow::Borrowed(share.as_str());
+                Control::AnnouncedShared { session: number, packet_id, offset: *offset, share }
+            }
+            (Source::Journal(offset) | Source::Shared(offset), _) => {
+                Control::Announced { session: number, packet_id, offset: *offset }
+            }
+            (Source::Retained(retained), _) => {
                 Control::AnnouncedRetained { session: number, packet_id, retained: Cow::Borrowed(retained) }
             }
         };
@@ -396,8 +428,13 @@ impl Broker {
             session.window.finish(packet_id);
             return Delivered::Behind;
         }
-        if let Source::Journal(offset) = source {
-            session.announced.insert(offset);
+        match (source, group) {
+            (Source::Shared(offset), Some(group)) => {
+                self.note_announced(group, offset);
+                self.note_in_flight(group, offset, key, packet_id);
+            }
+            (Source::Journal(offset) | Source::Shared(offset), _) => _ = session.announced.insert(offset),
+            (Source::Retained(_), _) => {}
         }
         self.gate(log.end(), connection, Release::Announced(packet_id));
         Delivered::Done
@@ -443,7 +480,12 @@ impl Broker {
         delivery.stage = Stage::Sent;
         let qos = delivery.qos;
         let from_store = matches!(delivery.source, Source::Retained(_));
-        let found = Match::among(key, session.filters.iter(), load.record.topic, Offset(u64::MAX));
+        let found = match delivery.source {
+            Source::Shared(offset) => self.shared_match(key, offset, packet_id),
+            Source::Journal(_) | Source::Retained(_) => {
+                Match::among(key, session.filters.iter(), load.record.topic, Offset(u64::MAX))
+            }
+        };
         let as_published = found.as_ref().is_some_and(|found| found.retain_as_published);
         let retain = from_store || (load.record.retain && as_published);
         let identifiers = found.as_ref().map_or(&[][..], |found| &found.identifiers);
@@ -479,11 +521,11 @@ impl Broker {
         let source = Source::Retained(Arc::clone(&delivery.retained));
         let packet_id = match delivery.qos {
             Qos::AtMostOnce => 0,
-            Qos::ExactlyOnce if session.is_kept() => return self.announce(key, source, log),
+            Qos::ExactlyOnce if session.is_kept() => return self.announce(key, source, None, log),
             // A crash forgets that it was sent, and the client subscribes again with a new session.
             Qos::AtLeastOnce | Qos::ExactlyOnce => session.window.begin(source, delivery.qos, Stage::Sent),
         };
-        let load = Load { record: &record, batch: None, offset: Offset(0) };
+        let load = Load { record: &record, batch: None, offset: Offset(0), group: None };
         self.write_publish(connection_key, load, &Wrap { packet_id, ..wrap }, expiry, None);
         Delivered::Done
     }
@@ -522,18 +564,20 @@ impl Broker {
     }
 
     pub(super) fn handle_puback(&mut self, key: Key, ack: &Ack<'_>, now: Now, log: &mut dyn Append) {
-        let Some((session, _)) = self.delivery(key, ack.packet_id, Qos::AtLeastOnce, now, log) else {
+        let Some((session_key, _)) = self.delivery(key, ack.packet_id, Qos::AtLeastOnce, now, log) else {
             return;
         };
-        session.window.finish(ack.packet_id);
+        self.finish(session_key, ack.packet_id);
         self.progressed(key);
     }
 
     pub(super) fn handle_pubrec(&mut self, key: Key, ack: &Ack<'_>, now: Now, log: &mut dyn Append) {
-        let Some((session, version)) = self.delivery(key, ack.packet_id, Qos::ExactlyOnce, now, log) else {
+        let Some((session_key, version)) = self.delivery(key, ack.packet_id, Qos::ExactlyOnce, now, log)
+        else {
             self.answer_unknown_pubrec(key, ack.packet_id);
             return;
         };
+        let Some(session) = self.sessions.get_mut(session_key) else { return };
         let (kept, number) = (session.is_kept(), session.number);
         if version.is_v5() && ack.reason.as_u8() >= 0x80 {
             // The client will not take it: the delivery is over [MQTT-4.3.3-4].
@@ -579,17 +623,26 @@ impl Broker {
             return;
         };
         let Some(session) = self.sessions.get_mut(session_key) else { return };
+        let (number, kept) = (session.number, session.is_kept());
         let journaled = session
             .window
             .find(packet_id)
-            .is_some_and(|delivery| matches!(delivery.source, Source::Journal(_)));
-        session.window.finish(packet_id);
-        if session.is_kept() && journaled {
+            .is_some_and(|delivery| !matches!(delivery.source, Source::Retained(_)));
+        self.finish(session_key, packet_id);
+        if kept && journaled {
             // Lost with a crash, it costs a PUBREL that the client answers again.
-            let completed = Control::Completed { session: session.number, packet_id }.encode();
+            let completed = Control::Completed { session: number, packet_id }.encode();
             let _ = log.append(&Entry::Control(&completed));
         }
         self.progressed(key);
+    }
+
+    /// Ends a delivery.
+    pub(super) fn finish(&mut self, session_key: Key, packet_id: u16) {
+        let Some(session) = self.sessions.get_mut(session_key) else { return };
+        if let Some(Source::Shared(offset)) = session.window.finish(packet_id) {
+            self.settle(session_key, offset, packet_id);
+        }
     }
 
     /// The session of a connection, if `packet_id` is in flight there at `qos`. An acknowledgement of the wrong
@@ -601,7 +654,7 @@ impl Broker {
         qos: Qos,
         now: Now,
         log: &mut dyn Append,
-    ) -> Option<(&mut Session, Version)> {
+    ) -> Option<(Key, Version)> {
         let connection = self.connections.get(key)?;
         let (session_key, version) = (connection.session?, connection.version);
         let found = self.sessions.get_mut(session_key)?.window.find(packet_id)?.qos;
@@ -610,7 +663,7 @@ impl Broker {
             self.disconnect(key, ReasonCode::ProtocolError, now, log);
             return None;
         }
-        Some((self.sessions.get_mut(session_key)?, version))
+        Some((session_key, version))
     }
 
     fn progressed(&mut self, key: Key) {

@@ -136,13 +136,16 @@ impl Broker {
             self.retained.set(record);
         }
         let matches = self.router.matches(record.topic);
-        if matches.is_empty() {
-            return Ok(place);
-        }
-        let arrived = record.qos == Qos::AtMostOnce
-            && self.deliver_on_arrival(Some(publisher), record, place, &matches, now);
+        let shared = (!self.shared_router.is_empty())
+            .then(|| self.shared_router.matches(record.topic))
+            .filter(|groups| !groups.is_empty());
+        let arrived = matches.is_empty()
+            || (record.qos == Qos::AtMostOnce
+                && self.deliver_on_arrival(Some(publisher), record, place, &matches, now));
         if !arrived {
-            self.deliveries.push_back(Delivery { place, matches });
+            self.deliveries.push_back(Delivery { place, matches, shared });
+        } else if shared.is_some() {
+            self.deliveries.push_back(Delivery { place, matches: self.router.nobody(), shared });
         }
         Ok(place)
     }

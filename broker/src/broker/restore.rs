@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::shared::SavedGroup;
 use super::{Broker, PROGRESS_INTERVAL, Timer};
 use crate::auth::Access;
 use crate::broker::{Limits, Now};
@@ -27,8 +28,9 @@ use crate::topic::TopicFilter;
 /// The server's failure is not the client's [MQTT-3.1.2-8].
 const WILL_GRACE: Duration = Duration::from_secs(15);
 
-/// Changed whenever older checkpoints cannot be read any more.
-const FORMAT: u32 = 1;
+/// Raised whenever the content changes. Format 1 had no groups of shared subscriptions; it is still read.
+const FORMAT: u32 = 2;
+const FORMAT_WITHOUT_GROUPS: u32 = 1;
 
 /// Why the state cannot be restored.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +87,8 @@ struct SavedSession<'a> {
 enum SavedSource<'a> {
     Journal(Offset),
     Retained(Cow<'a, Retained>),
+    /// For the group with this filter.
+    Shared(Offset, #[serde(borrow)] Cow<'a, str>),
 }
 
 impl Broker {
@@ -96,19 +100,26 @@ impl Broker {
             format: FORMAT,
             offset,
             next_session: self.next_session,
-            sessions: sessions.map(|(_, session)| self.saved(session)).collect(),
+            sessions: sessions.map(|(key, session)| self.saved(key, session)).collect(),
             retained: retained.iter().map(|retained| Cow::Borrowed(&**retained)).collect(),
         };
-        postcard::to_stdvec(&checkpoint).expect("encoding into memory cannot fail for types of known length")
+        let cannot_fail = "encoding into memory cannot fail for types of known length";
+        let mut bytes = postcard::to_stdvec(&checkpoint).expect(cannot_fail);
+        bytes.extend(postcard::to_stdvec(&self.saved_groups()).expect(cannot_fail));
+        bytes
     }
 
-    fn saved<'a>(&self, session: &'a Session) -> SavedSession<'a> {
+    fn saved<'a>(&'a self, key: Key, session: &'a Session) -> SavedSession<'a> {
         let filters =
             session.filters.iter().map(|(filter, options)| (Cow::Borrowed(filter.as_str()), *options));
         let exactly_once = session.window.iter().filter(|(_, delivery)| delivery.qos == Qos::ExactlyOnce);
         let in_flight = exactly_once.map(|(packet_id, delivery)| {
             let source = match &delivery.source {
                 Source::Journal(offset) => SavedSource::Journal(*offset),
+                Source::Shared(offset) => match self.share_of(key, *offset, packet_id) {
+                    Some(share) => SavedSource::Shared(*offset, Cow::Borrowed(share.as_str())),
+                    None => SavedSource::Journal(*offset),
+                },
                 Source::Retained(retained) => SavedSource::Retained(Cow::Borrowed(&**retained)),
             };
             let received = matches!(delivery.stage, Stage::Received | Stage::Released);
@@ -128,10 +139,11 @@ impl Broker {
         }
     }
 
-    /// The oldest offset that a kept session still needs.
+    /// The oldest offset that a kept session, or a group with one, still needs.
     pub fn lowest_position(&self) -> Option<Offset> {
         let kept = self.sessions.iter().filter(|(_, session)| session.is_kept());
-        kept.map(|(_, session)| session.position(self.durable_end)).min()
+        let sessions = kept.map(|(_, session)| session.position(self.durable_end));
+        sessions.chain(self.lowest_group_position()).min()
     }
 
     /// A broker with the state of `checkpoint`, and the offset from which entries are to be replayed.
@@ -144,16 +156,20 @@ impl Broker {
         let mut broker = Self::new(limits, access, seed);
         let Some(bytes) = checkpoint else { return Ok((broker, Offset(0))) };
         let (format, _) = postcard::take_from_bytes::<u32>(bytes)?;
-        if format != FORMAT {
+        if ![FORMAT_WITHOUT_GROUPS, FORMAT].contains(&format) {
             return Err(RestoreError::Format(format));
         }
-        let checkpoint: Checkpoint<'_> = postcard::from_bytes(bytes)?;
+        let (checkpoint, rest): (Checkpoint<'_>, _) = postcard::take_from_bytes(bytes)?;
         broker.next_session = checkpoint.next_session;
         for saved in &checkpoint.sessions {
             broker.restore_session(saved);
         }
         for retained in checkpoint.retained {
             broker.retained.insert(retained.into_owned());
+        }
+        if format != FORMAT_WITHOUT_GROUPS {
+            let groups: Vec<SavedGroup<'_>> = postcard::from_bytes(rest)?;
+            groups.iter().for_each(|group| broker.restore_group(group));
         }
         Ok((broker, checkpoint.offset))
     }
@@ -166,10 +182,15 @@ impl Broker {
         session.unreleased = saved.unreleased.iter().copied().collect();
         session.announced = saved.announced.iter().copied().collect();
         session.will.clone_from(&saved.will);
+        let mut shared = Vec::new();
         for (packet_id, source, received) in &saved.in_flight {
             let stage = if *received { Stage::Released } else { Stage::Sent };
             let source = match source {
                 SavedSource::Journal(offset) => Source::Journal(*offset),
+                SavedSource::Shared(offset, share) => {
+                    shared.push((*packet_id, *offset, share));
+                    Source::Shared(*offset)
+                }
                 SavedSource::Retained(retained) => Source::Retained(Arc::new(Retained::clone(retained))),
             };
             session.window.restore(*packet_id, source, stage);
@@ -177,6 +198,9 @@ impl Broker {
         let key = self.add_session(session);
         for (filter, options) in &saved.filters {
             self.restore_filter(key, filter, *options);
+        }
+        for (packet_id, offset, share) in shared {
+            self.restore_shared(key, share, packet_id, offset);
         }
     }
 
@@ -190,8 +214,11 @@ impl Broker {
 
     fn restore_filter(&mut self, key: Key, filter: &str, options: SubscriptionOptions) {
         let Ok(filter) = TopicFilter::new(filter) else { return };
+        match filter.shared() {
+            Ok(Some((_, shared))) => self.join(key, &filter, shared, options),
+            Ok(None) | Err(_) => self.router.subscribe(&filter, key, options),
+        }
         if let Some(session) = self.sessions.get_mut(key) {
-            self.router.subscribe(&filter, key, options);
             session.filters.insert(filter, options);
         }
     }
@@ -229,6 +256,10 @@ impl Broker {
             self.replay_connected(session, &client, expiry_s, will.map(Cow::into_owned), offset);
             return;
         }
+        if let Control::SharedProgress { share, position } = control {
+            self.replay_shared_progress(&share, position);
+            return;
+        }
         let Some(key) = self.session_of(&control) else { return };
         if let Control::Ended { .. } = control {
             self.forget(key);
@@ -251,8 +282,10 @@ impl Broker {
             }
             Control::Unsubscribed { filters, .. } => {
                 for filter in filters.iter().filter_map(|filter| TopicFilter::new(filter).ok()) {
-                    session.filters.remove(&filter);
-                    self.router.unsubscribe(&filter, key);
+                    if let Some(session) = self.sessions.get_mut(key) {
+                        session.filters.remove(&filter);
+                    }
+                    self.unsubscribe_one(key, &filter);
                 }
             }
             Control::Released { packet_id, .. } => {
@@ -271,13 +304,17 @@ impl Broker {
                     delivery.stage = Stage::Released;
                 }
             }
-            Control::Completed { packet_id, .. } => session.window.finish(packet_id),
+            Control::AnnouncedShared { packet_id, offset, share, .. } => {
+                session.window.restore(packet_id, Source::Shared(offset), Stage::Sent);
+                self.restore_shared(key, &share, packet_id, offset);
+            }
+            Control::Completed { packet_id, .. } => self.finish(key, packet_id),
             Control::Progress { position, .. } => {
                 session.flow = Flow::CatchingUp(position);
                 session.position_saved = position;
                 session.announced = session.announced.split_off(&position);
             }
-            Control::Connected { .. } | Control::Ended { .. } => {}
+            Control::Connected { .. } | Control::Ended { .. } | Control::SharedProgress { .. } => {}
         }
     }
 
@@ -293,7 +330,11 @@ impl Broker {
         | Control::Received { session: number, .. }
         | Control::Completed { session: number, .. }
         | Control::Progress { session: number, .. }
-        | Control::AnnouncedRetained { session: number, .. }) = control;
+        | Control::AnnouncedRetained { session: number, .. }
+        | Control::AnnouncedShared { session: number, .. }) = control
+        else {
+            return None;
+        };
         self.by_number.get(number).copied()
     }
 
@@ -324,12 +365,10 @@ impl Broker {
     }
 
     fn forget(&mut self, key: Key) {
-        let Some(session) = self.sessions.remove(key) else { return };
+        let Some(mut session) = self.sessions.remove(key) else { return };
         self.by_client.remove(&session.client);
         self.by_number.remove(&session.number);
-        for filter in session.filters.keys() {
-            self.router.unsubscribe(filter, key);
-        }
+        self.drop_filters(key, &mut session);
     }
 
     /// Replay is over; `durable_end` is where the journal begins anew. Sessions without a client wait for it from

@@ -12,7 +12,7 @@ use crate::router::SubscriptionOptions;
 use crate::session::control::Control;
 use crate::session::{Flow, RetainedDelivery};
 use crate::slots::Key;
-use crate::topic::{TopicError, TopicFilter};
+use crate::topic::TopicFilter;
 
 impl Broker {
     pub(super) fn handle_subscribe(
@@ -74,6 +74,14 @@ impl Broker {
         now: Now,
     ) {
         let durable_end = self.durable_end;
+        if let Ok(Some((_, shared))) = filter.shared() {
+            // No retained records for shared subscriptions: which member would get them?
+            self.join(session_key, &filter, shared, options);
+            if let Some(session) = self.sessions.get_mut(session_key) {
+                session.filters.insert(filter, options);
+            }
+            return;
+        }
         let Some(session) = self.sessions.get_mut(session_key) else { return };
         self.router.subscribe(&filter, session_key, options);
         let wants_retained = match handling {
@@ -125,12 +133,16 @@ impl Broker {
                 ReasonCode::NoSubscriptionExisted
             });
             if let Some(filter) = filter {
-                self.router.unsubscribe(&filter, session_key);
-                removed.push(Cow::Borrowed(text));
+                removed.push((filter, Cow::Borrowed(text)));
             }
         }
+        for (filter, _) in &removed {
+            self.unsubscribe_one(session_key, filter);
+        }
+        let Some(session) = self.sessions.get(session_key) else { return };
         if session.is_kept() && !removed.is_empty() {
-            let entry = Control::Unsubscribed { session: session.number, filters: removed }.encode();
+            let filters = removed.into_iter().map(|(_, text)| text).collect();
+            let entry = Control::Unsubscribed { session: session.number, filters }.encode();
             // If the journal is full or has failed, a restart brings the subscription back: more, never less.
             let _ = log.append(&Entry::Control(&entry));
         }
@@ -140,12 +152,21 @@ impl Broker {
     }
 }
 
+impl Broker {
+    /// Ends one subscription of a session, which no longer lists it.
+    pub(super) fn unsubscribe_one(&mut self, session_key: Key, filter: &TopicFilter) {
+        match filter.shared() {
+            Ok(Some(_)) => self.part(session_key, filter),
+            Ok(None) | Err(_) => _ = self.router.unsubscribe(filter, session_key),
+        }
+    }
+}
+
 fn grant(subscription: &Subscription<'_>) -> Result<TopicFilter, ReasonCode> {
     let filter = TopicFilter::new(subscription.filter).map_err(|_| ReasonCode::TopicFilterInvalid)?;
     match filter.shared() {
-        Ok(None) => Ok(filter),
-        Ok(Some(_)) => Err(ReasonCode::SharedSubscriptionsNotSupported),
-        Err(TopicError::MalformedShare) | Err(_) => Err(ReasonCode::TopicFilterInvalid),
+        Ok(_) => Ok(filter),
+        Err(_) => Err(ReasonCode::TopicFilterInvalid),
     }
 }
 

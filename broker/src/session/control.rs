@@ -127,6 +127,24 @@ pub enum Control<'a> {
         /// What is delivered.
         retained: Cow<'a, Retained>,
     },
+    /// A QoS 2 delivery for the group of a shared subscription gets this Packet Identifier.
+    AnnouncedShared {
+        /// The session.
+        session: u64,
+        /// The broker's Packet Identifier.
+        packet_id: u16,
+        /// What is delivered.
+        offset: Offset,
+        /// The filter of the group, with its ShareName.
+        share: Cow<'a, str>,
+    },
+    /// Every record before `position` that belongs to the group of a shared subscription is acknowledged.
+    SharedProgress {
+        /// The filter of the group, with its ShareName.
+        share: Cow<'a, str>,
+        /// Where its backlog begins.
+        position: Offset,
+    },
 }
 
 impl Control<'_> {

@@ -63,6 +63,8 @@ pub struct Session {
     pub expires_at: Option<Duration>,
     /// What it subscribed to.
     pub filters: HashMap<TopicFilter, SubscriptionOptions>,
+    /// The groups of its shared subscriptions.
+    pub shared: Vec<Key>,
     /// What it was sent and has not acknowledged.
     pub window: Window,
     /// How it gets its records.
@@ -108,6 +110,7 @@ impl Session {
             left_at: None,
             expires_at: None,
             filters: HashMap::default(),
+            shared: Vec::new(),
             window: Window::default(),
             flow: Flow::CatchingUp(now_at),
             resend: VecDeque::new(),

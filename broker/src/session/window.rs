@@ -18,6 +18,8 @@ const SPAN_MAX: usize = 65_534;
 pub enum Source {
     /// In the journal.
     Journal(Offset),
+    /// In the journal; delivered for the group of a shared subscription, which keeps account of it.
+    Shared(Offset),
     /// In the retained store at the time of the subscription.
     Retained(Arc<Retained>),
 }
@@ -107,22 +109,25 @@ impl Window {
         if entry.stage == Stage::Done { None } else { Some(entry) }
     }
 
-    /// Ends the delivery with this identifier; it may be used again once all older ones have ended too.
-    pub fn finish(&mut self, identifier: u16) {
-        let Some(entry) = self.find(identifier) else { return };
+    /// Ends the delivery with this identifier, which may be used again once all older ones have ended too. Returns
+    /// where its content was.
+    pub fn finish(&mut self, identifier: u16) -> Option<Source> {
+        let entry = self.find(identifier)?;
         entry.stage = Stage::Done;
+        let source = std::mem::replace(&mut entry.source, Source::Journal(Offset(0)));
         self.unfinished -= 1;
         let finished = self.entries.iter().take_while(|entry| entry.stage == Stage::Done).count();
         self.first = identifier_after(self.first, finished);
         self.entries.drain(..finished);
+        Some(source)
     }
 
-    /// The oldest journal offset that is not finished. Not always that of the first delivery: those of QoS 2 that
+    /// The oldest journal offset that is not finished, of those that are the session's own. Not always that of the first delivery: those of QoS 2 that
     /// were begun before a restart stand in front of older records that begin anew.
     pub fn lowest_offset(&self) -> Option<Offset> {
         let offsets = self.iter().filter_map(|(_, entry)| match entry.source {
             Source::Journal(offset) => Some(offset),
-            Source::Retained(_) => None,
+            Source::Shared(_) | Source::Retained(_) => None,
         });
         offsets.min()
     }

@@ -3,5 +3,6 @@
 mod delivery;
 mod rig;
 mod sessions;
+mod shared;
 
 use rig::{Client, Rig};
