@@ -11,14 +11,13 @@
 //! can pass on, and a publish that does not arrive was dropped for no need. What is missing when nothing has
 //! arrived for [`STALL`] is given up as lost, and the load goes on.
 
-use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream as BlockingStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use mio::net::TcpStream;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Poll};
 
+use crate::link::{self, ANSWER_TIMEOUT, Link};
 use crate::wire::{self, Incoming};
 
 /// How long nothing may arrive before what is missing counts as lost.
@@ -28,9 +27,7 @@ pub const STALL: Duration = Duration::from_secs(5);
 pub const PAYLOAD_BYTES: std::ops::RangeInclusive<usize> = 16..=100;
 
 const HEAD_BYTES: usize = *PAYLOAD_BYTES.start();
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-const PUBLISHER_READ_BYTES: usize = 16 * 1024;
-const SUBSCRIBER_READ_BYTES: usize = 256 * 1024;
+const READ_BYTES: usize = 256 * 1024;
 /// After this many full reads in a row the subscriber lets the publishers have their turn.
 const SUBSCRIBER_READS_MAX: usize = 4;
 
@@ -64,10 +61,20 @@ pub struct Outcome {
     pub elapsed: Duration,
 }
 
-/// All clients of a load, connected and subscribed.
+/// The clients of a load, connected and subscribed.
+pub trait Crew {
+    /// Publishes everything and waits until all of it has arrived or is given up; fails if `limit` passes.
+    fn run(&mut self, limit: Duration) -> Result<Outcome>;
+
+    /// Waits until the broker has read everything the subscribers sent: a PINGREQ behind it is answered.
+    fn settle(&mut self) -> Result<()>;
+}
+
+/// All clients of a [`Load`].
 #[derive(Debug)]
 pub struct Clients {
     poll: Poll,
+    buffer: Box<[u8]>,
     publishers: Vec<Publisher>,
     subscriber: Subscriber,
     qos: u8,
@@ -78,63 +85,16 @@ impl Clients {
     pub fn connect(address: SocketAddr, load: &Load) -> Result<Self> {
         ensure!(load.qos < 2, "the load generator speaks QoS 0 and 1");
         let poll = Poll::new()?;
-        let mut connection = open(address, "bench-subscriber")?;
-        let mut subscribe = Vec::new();
-        wire::put_subscribe(&mut subscribe, "#", load.qos);
-        connection.write_all(&subscribe)?;
-        expect(&mut connection, &[0x90, 3, 0, 1, load.qos])
-            .with_context(|| format!("subscribing to # at QoS {}", load.qos))?;
+        let connection = link::open_subscribed(address, "bench-subscriber", "#", load.qos)?;
         let subscriber = Subscriber::new(connection, &poll, load)?;
         let mut publishers = Vec::with_capacity(load.publishers);
         for index in 0..load.publishers {
-            let connection = open(address, &format!("bench-{index}"))
+            let connection = link::open(address, &format!("bench-{index}"))
                 .with_context(|| format!("publisher {} of {}", index + 1, load.publishers))?;
             publishers.push(Publisher::new(connection, &poll, load, index)?);
         }
-        Ok(Self { poll, publishers, subscriber, qos: load.qos })
-    }
-
-    /// Publishes everything and waits until all of it has arrived or is given up; fails if `limit` passes.
-    pub fn run(&mut self, limit: Duration) -> Result<Outcome> {
-        let started = Instant::now();
-        let mut last_arrival = started;
-        let mut events = Events::with_capacity(1024);
-        for publisher in &mut self.publishers {
-            publisher.publish()?;
-        }
-        while !self.finished() {
-            let wait = if self.subscriber.more { Duration::ZERO } else { STALL };
-            self.poll.poll(&mut events, Some(wait)).or_else(ignore_interrupt)?;
-            if self.turn(&events)? {
-                last_arrival = Instant::now();
-            } else if last_arrival.elapsed() >= STALL {
-                if self.qos == 1 {
-                    break;
-                }
-                self.give_up_in_flight()?;
-                last_arrival = Instant::now();
-            }
-            ensure!(
-                started.elapsed() < limit,
-                "not finished after {limit:?}: {:?}",
-                self.outcome(last_arrival - started)
-            );
-        }
-        Ok(self.outcome(last_arrival - started))
-    }
-
-    /// Waits until the broker has read everything the subscriber sent: a PINGREQ behind it is answered.
-    pub fn settle(&mut self) -> Result<()> {
-        wire::put_pingreq(&mut self.subscriber.link.out);
-        self.subscriber.link.flush()?;
-        let asked = Instant::now();
-        let mut events = Events::with_capacity(16);
-        while !self.subscriber.ponged {
-            self.poll.poll(&mut events, Some(Duration::from_millis(100))).or_else(ignore_interrupt)?;
-            self.turn(&events)?;
-            ensure!(asked.elapsed() < ANSWER_TIMEOUT, "no PINGRESP within {ANSWER_TIMEOUT:?}");
-        }
-        Ok(())
+        let buffer = vec![0; READ_BYTES].into_boxed_slice();
+        Ok(Self { poll, buffer, publishers, subscriber, qos: load.qos })
     }
 
     /// Handles what `events` announce; says whether anything arrived.
@@ -147,12 +107,12 @@ impl Clients {
                 continue;
             };
             if event.is_readable() {
-                arrived |= publisher.read_acknowledgements()?;
+                arrived |= publisher.read_acknowledgements(&mut self.buffer)?;
             }
             publisher.publish()?;
         }
         if subscriber_ready {
-            arrived |= self.subscriber.turn()?;
+            arrived |= self.subscriber.turn(&mut self.buffer)?;
             if self.qos == 0 {
                 for (publisher, sequence) in self.publishers.iter_mut().zip(&self.subscriber.sequences) {
                     publisher.settled = publisher.settled.max(sequence.next);
@@ -194,61 +154,46 @@ impl Clients {
     }
 }
 
-/// A connection, what is still to be written to it, and the start of a packet whose rest has not come yet.
-#[derive(Debug)]
-struct Link {
-    stream: TcpStream,
-    out: Vec<u8>,
-    written: usize,
-    buffer: Box<[u8]>,
-    kept: usize,
-}
-
-impl Link {
-    fn new(stream: BlockingStream, poll: &Poll, token: usize, buffer_bytes: usize) -> Result<Self> {
-        stream.set_nonblocking(true)?;
-        let mut stream = TcpStream::from_std(stream);
-        poll.registry().register(&mut stream, Token(token), Interest::READABLE | Interest::WRITABLE)?;
-        let buffer = vec![0; buffer_bytes].into_boxed_slice();
-        Ok(Self { stream, out: Vec::new(), written: 0, buffer, kept: 0 })
-    }
-
-    /// Writes what there is; what the socket does not take stays for the next time it is writable.
-    fn flush(&mut self) -> Result<()> {
-        while self.written < self.out.len() {
-            match self.stream.write(&self.out[self.written..]) {
-                Ok(bytes) => self.written += bytes,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error).context("writing to the broker"),
+impl Crew for Clients {
+    fn run(&mut self, limit: Duration) -> Result<Outcome> {
+        let started = Instant::now();
+        let mut last_arrival = started;
+        let mut events = Events::with_capacity(1024);
+        for publisher in &mut self.publishers {
+            publisher.publish()?;
+        }
+        while !self.finished() {
+            let wait = if self.subscriber.more { Duration::ZERO } else { STALL };
+            self.poll.poll(&mut events, Some(wait)).or_else(link::ignore_interrupt)?;
+            if self.turn(&events)? {
+                last_arrival = Instant::now();
+            } else if last_arrival.elapsed() >= STALL {
+                if self.qos == 1 {
+                    break;
+                }
+                self.give_up_in_flight()?;
+                last_arrival = Instant::now();
             }
+            ensure!(
+                started.elapsed() < limit,
+                "not finished after {limit:?}: {:?}",
+                self.outcome(last_arrival - started)
+            );
         }
-        self.out.clear();
-        self.written = 0;
-        Ok(())
+        Ok(self.outcome(last_arrival - started))
     }
 
-    /// Reads once and calls `handle` for every whole packet; says whether there may be more to read. A read
-    /// that does not fill the buffer has emptied the socket (epoll(7)), so no second one is needed to learn it.
-    fn read(&mut self, mut handle: impl FnMut(Incoming<'_>, &mut Vec<u8>) -> Result<()>) -> Result<bool> {
-        let room = self.buffer.len() - self.kept;
-        let bytes = match self.stream.read(&mut self.buffer[self.kept..]) {
-            Ok(0) => bail!("the broker closed the connection"),
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(error) => return Err(error).context("reading from the broker"),
-        };
-        let filled = self.kept + bytes;
-        let mut input = &self.buffer[..filled];
-        while let Some(packet) = wire::take_packet(&mut input)? {
-            handle(packet, &mut self.out)?;
+    fn settle(&mut self) -> Result<()> {
+        wire::put_pingreq(&mut self.subscriber.link.out);
+        self.subscriber.link.flush()?;
+        let asked = Instant::now();
+        let mut events = Events::with_capacity(16);
+        while !self.subscriber.ponged {
+            self.poll.poll(&mut events, Some(Duration::from_millis(100))).or_else(link::ignore_interrupt)?;
+            self.turn(&events)?;
+            ensure!(asked.elapsed() < ANSWER_TIMEOUT, "no PINGRESP within {ANSWER_TIMEOUT:?}");
         }
-        self.kept = input.len();
-        ensure!(
-            self.kept < self.buffer.len(),
-            "the broker sent a packet that is larger than any of the load"
-        );
-        self.buffer.copy_within(filled - self.kept..filled, 0);
-        Ok(bytes == room)
+        Ok(())
     }
 }
 
@@ -271,7 +216,7 @@ impl Publisher {
         let publishers = load.publishers as u64;
         let quota = load.publishes / publishers + u64::from((index as u64) < load.publishes % publishers);
         Ok(Self {
-            link: Link::new(stream, poll, index, PUBLISHER_READ_BYTES)?,
+            link: Link::new(stream, poll, index)?,
             index: u32::try_from(index)?,
             topic: format!("sensors/device-{index}/temperature"),
             qos: load.qos,
@@ -311,7 +256,7 @@ impl Publisher {
     }
 
     /// Counts acknowledgements, which must come in the order of the publishes [MQTT-4.6.0-2].
-    fn read_acknowledgements(&mut self) -> Result<bool> {
+    fn read_acknowledgements(&mut self, buffer: &mut [u8]) -> Result<bool> {
         let (before, sent, settled) = (self.settled, self.sent, &mut self.settled);
         let mut handle = |packet: Incoming<'_>, _: &mut Vec<u8>| match packet {
             Incoming::PubAck(acknowledged) if *settled < sent && acknowledged == packet_id(*settled) => {
@@ -326,7 +271,7 @@ impl Publisher {
                 bail!("publisher {} was sent {other:?} with {settled} of {sent} acknowledged", self.index)
             }
         };
-        while self.link.read(&mut handle).with_context(|| format!("publisher {}", self.index))? {}
+        while self.link.read(buffer, &mut handle).with_context(|| format!("publisher {}", self.index))? {}
         Ok(self.settled > before)
     }
 }
@@ -357,7 +302,7 @@ struct Subscriber {
 impl Subscriber {
     fn new(stream: BlockingStream, poll: &Poll, load: &Load) -> Result<Self> {
         Ok(Self {
-            link: Link::new(stream, poll, load.publishers, SUBSCRIBER_READ_BYTES)?,
+            link: Link::new(stream, poll, load.publishers)?,
             sequences: vec![Sequence::default(); load.publishers],
             more: false,
             ponged: false,
@@ -369,7 +314,7 @@ impl Subscriber {
     }
 
     /// Reads deliveries, acknowledges them; says whether there were any.
-    fn turn(&mut self) -> Result<bool> {
+    fn turn(&mut self, buffer: &mut [u8]) -> Result<bool> {
         let mut arrived = false;
         for _ in 0..SUBSCRIBER_READS_MAX {
             let (sequences, ponged) = (&mut self.sequences, &mut self.ponged);
@@ -391,7 +336,7 @@ impl Subscriber {
                     }
                 }
             };
-            self.more = self.link.read(handle).context("the subscriber")?;
+            self.more = self.link.read(buffer, handle).context("the subscriber")?;
             self.link.flush()?;
             if !self.more {
                 break;
@@ -422,31 +367,6 @@ fn parse_payload(payload: &[u8]) -> Option<(u64, usize)> {
     let index = u32::from_le_bytes(head[8..12].try_into().ok()?);
     let bytes = u32::from_le_bytes(head[12..].try_into().ok()?);
     (payload.len() == bytes as usize).then_some((number, index as usize))
-}
-
-/// Connects and waits for CONNACK.
-fn open(address: SocketAddr, client_id: &str) -> Result<BlockingStream> {
-    let mut stream = BlockingStream::connect_timeout(&address, ANSWER_TIMEOUT)
-        .with_context(|| format!("connecting to {address}"))?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-    let mut connect = Vec::new();
-    wire::put_connect(&mut connect, client_id);
-    stream.write_all(&connect)?;
-    expect(&mut stream, &[0x20, 2, 0, 0]).with_context(|| format!("connecting {client_id}"))?;
-    Ok(stream)
-}
-
-/// Reads as many bytes as `answer` has, which must be these.
-fn expect(stream: &mut BlockingStream, answer: &[u8]) -> Result<()> {
-    let mut bytes = vec![0; answer.len()];
-    stream.read_exact(&mut bytes).context("the broker did not answer")?;
-    ensure!(bytes == answer, "the broker answered {bytes:02x?} where {answer:02x?} was expected");
-    Ok(())
-}
-
-fn ignore_interrupt(error: io::Error) -> io::Result<()> {
-    if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
 }
 
 #[cfg(test)]

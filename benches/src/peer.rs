@@ -50,6 +50,20 @@ impl Broker {
         }
     }
 
+    /// Which version of it is measured; `tidegate` is the binary to run as tidegate.
+    pub fn version(self, tidegate: &Path) -> Result<String> {
+        let mut command = match self {
+            Self::Tidegate => Command::new(tidegate),
+            Self::Mosquitto => Command::new(mosquitto_program()),
+            Self::Rumqttd => return Ok(format!("rumqttd {}", locked_version("rumqttd")?)),
+        };
+        command.arg(if self == Self::Tidegate { "--version" } else { "-h" }).stdin(Stdio::null());
+        let output = command.output().with_context(|| format!("starting {:?}", command.get_program()))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let words = text.lines().next().unwrap_or_default().split_whitespace();
+        Ok(words.filter(|&word| word != "version").collect::<Vec<_>>().join(" "))
+    }
+
     /// The broker called `name`.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|broker| broker.name() == name)
@@ -104,15 +118,36 @@ impl Peer {
         process_cpu_time(Some(self.child.id()))
     }
 
+    /// The part of its CPU time that it spent in user mode, in steps of the kernel's clock tick (10 ms).
+    pub fn user_time(&self) -> Result<Duration> {
+        /// Ticks per second; Linux shows 100 to programs whatever it counts with.
+        const TICKS: u64 = 100;
+        let path = format!("/proc/{}/stat", self.child.id());
+        let stat = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        // The name in brackets may hold spaces; utime is the twelfth field behind it, proc(5).
+        let ticks = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(11));
+        let ticks: u64 = ticks.with_context(|| format!("{path} has no utime"))?.parse()?;
+        Ok(Duration::from_millis(ticks * 1_000 / TICKS))
+    }
+
     /// The most memory it has had resident, in bytes.
     pub fn peak_memory(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// The memory it has resident now, in bytes: what is its own, not what the kernel keeps for its sockets.
+    pub fn resident_memory(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, name: &str) -> Result<u64> {
         let path = format!("/proc/{}/status", self.child.id());
         let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
         let kib = status
             .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"))
+            .find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB"))
             .with_context(|| {
-                format!("{path} names no VmHWM: the process has ended; {}", self.last_words())
+                format!("{path} names no {name} the process has ended; {}", self.last_words())
             })?;
         Ok(kib.parse::<u64>()? * 1024)
     }
@@ -181,11 +216,25 @@ fn mosquitto_command(folder: &Path, address: SocketAddr) -> Result<Command> {
         address.ip(),
     );
     fs::write(&path, text)?;
-    // Debian keeps it where the search path of an ordinary user does not look.
-    let installed = Path::new("/usr/sbin/mosquitto");
-    let mut command = Command::new(if installed.is_file() { installed } else { Path::new("mosquitto") });
+    let mut command = Command::new(mosquitto_program());
     command.arg("-c").arg(path);
     Ok(command)
+}
+
+/// Debian keeps it where the search path of an ordinary user does not look.
+fn mosquitto_program() -> &'static Path {
+    let installed = Path::new("/usr/sbin/mosquitto");
+    if installed.is_file() { installed } else { Path::new("mosquitto") }
+}
+
+/// The version of a library that this program is built with.
+fn locked_version(package: &str) -> Result<&'static str> {
+    let lock = include_str!("../../Cargo.lock");
+    lock.split("[[package]]")
+        .find_map(|entry| {
+            entry.split_once(&format!("name = \"{package}\"\nversion = \""))?.1.split('"').next()
+        })
+        .with_context(|| format!("Cargo.lock names no {package}"))
 }
 
 /// An address on loopback where nothing listens.

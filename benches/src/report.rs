@@ -1,4 +1,4 @@
-//! What was measured, its median and spread over the rounds, and the Markdown table.
+//! What was measured, its median and spread over the rounds, and the Markdown tables.
 
 use std::fmt::Write as _;
 
@@ -17,6 +17,8 @@ pub struct Measurement {
     pub delivered_per_second: f64,
     /// CPU seconds the broker spent per million publishes that reached the subscriber, in and out.
     pub cpu_seconds_per_million: f64,
+    /// The part of it that it spent in user mode, which other kernels do not change.
+    pub user_seconds_per_million: f64,
     /// CPU seconds the load generator spent per million, to see that it is not what was measured.
     pub generator_cpu_seconds_per_million: f64,
     /// The most memory the broker had resident, in bytes.
@@ -52,8 +54,8 @@ impl Spread {
 /// One row per load and broker, in the order measured. Ratios are against the first broker of each load.
 pub fn markdown(measurements: &[Measurement]) -> String {
     let mut text = String::from(
-        "| load | broker | delivered/s | ratio | CPU s per million | ratio | peak MiB | delivered |\n\
-         |---|---|---:|---:|---:|---:|---:|---:|\n",
+        "| load | broker | delivered/s | ratio | CPU s per million | ratio | of it user | peak MiB | delivered |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for load in distinct(measurements.iter().map(|measurement| measurement.load)) {
         let of_load: Vec<&Measurement> =
@@ -74,6 +76,7 @@ pub fn markdown(measurements: &[Measurement]) -> String {
 struct Row {
     delivered: Spread,
     cpu: Spread,
+    user: Spread,
     memory: Spread,
     fraction: Spread,
 }
@@ -84,6 +87,7 @@ impl Row {
         Some(Self {
             delivered: spread(|round| round.delivered_per_second)?,
             cpu: spread(|round| round.cpu_seconds_per_million)?,
+            user: spread(|round| round.user_seconds_per_million)?,
             memory: spread(|round| round.peak_memory_bytes as f64 / MIB)?,
             fraction: spread(|round| round.delivered_fraction)?,
         })
@@ -91,10 +95,10 @@ impl Row {
 }
 
 fn write_row(text: &mut String, load: &str, broker: Broker, row: &Row, base: &Row) {
-    let Row { delivered, cpu, memory, fraction } = row;
+    let Row { delivered, cpu, user, memory, fraction } = row;
     writeln!(
         text,
-        "| {load} | {} | {} ({}–{}) | {:.2} | {:.2} ({:.2}–{:.2}) | {:.1} | {:.0} | {} |",
+        "| {load} | {} | {} ({}–{}) | {:.2} | {:.2} ({:.2}–{:.2}) | {:.1} | {:.2} | {:.0} | {} |",
         broker.name(),
         thousands(delivered.median),
         thousands(delivered.least),
@@ -104,10 +108,46 @@ fn write_row(text: &mut String, load: &str, broker: Broker, row: &Row, base: &Ro
         cpu.least,
         cpu.greatest,
         cpu.median / base.cpu.median,
+        user.median,
         memory.greatest,
         percent(fraction.least),
     )
     .expect("writing to a String does not fail");
+}
+
+/// What idle clients cost one broker in one round.
+#[derive(Clone, Copy, Debug)]
+pub struct IdleMeasurement {
+    /// Which broker.
+    pub broker: Broker,
+    /// How many clients there were.
+    pub clients: usize,
+    /// What its resident memory grew by from just after its start, divided by the clients.
+    pub bytes_per_client: f64,
+}
+
+/// One row per broker, in the order measured. The ratio is against the first.
+pub fn idle_markdown(measurements: &[IdleMeasurement]) -> String {
+    let mut text = String::from("| idle clients | broker | bytes each | ratio |\n|---:|---|---:|---:|\n");
+    let mut base: Option<f64> = None;
+    for broker in distinct(measurements.iter().map(|measurement| measurement.broker)) {
+        let of_broker = || measurements.iter().filter(|measurement| measurement.broker == broker);
+        let clients = of_broker().map(|round| round.clients).max().unwrap_or_default();
+        let Some(bytes) = Spread::of(of_broker().map(|round| round.bytes_per_client)) else { continue };
+        let base = *base.get_or_insert(bytes.median);
+        writeln!(
+            text,
+            "| {} | {} | {} ({}–{}) | {:.1} |",
+            thousands(clients as f64),
+            broker.name(),
+            thousands(bytes.median),
+            thousands(bytes.least),
+            thousands(bytes.greatest),
+            bytes.median / base,
+        )
+        .expect("writing to a String does not fail");
+    }
+    text
 }
 
 /// Rounds to a whole percent only what is whole, so that one lost publish shows.
@@ -150,12 +190,33 @@ mod tests {
     }
 
     #[test]
+    fn the_table_of_idle_clients_has_medians_and_ratios() {
+        let measurement =
+            |broker, bytes_per_client| IdleMeasurement { broker, clients: 8_000, bytes_per_client };
+        let table = idle_markdown(&[
+            measurement(Broker::Tidegate, 2_000.0),
+            measurement(Broker::Rumqttd, 38_000.0),
+            measurement(Broker::Tidegate, 2_100.0),
+            measurement(Broker::Tidegate, 1_900.0),
+        ]);
+        let rows: Vec<&str> = table.lines().skip(2).collect();
+        assert_eq!(
+            rows,
+            [
+                "| 8,000 | tidegate | 2,000 (1,900–2,100) | 1.0 |",
+                "| 8,000 | rumqttd | 38,000 (38,000–38,000) | 19.0 |"
+            ]
+        );
+    }
+
+    #[test]
     fn the_table_compares_with_the_first_broker_of_the_load() {
         let measurement = |broker, delivered_per_second, fraction| Measurement {
             broker,
             load: "qos1",
             delivered_per_second,
             cpu_seconds_per_million: 1e6 / delivered_per_second,
+            user_seconds_per_million: 0.5,
             generator_cpu_seconds_per_million: 0.1,
             peak_memory_bytes: 64 << 20,
             delivered_fraction: fraction,
@@ -169,8 +230,8 @@ mod tests {
         assert_eq!(
             rows,
             [
-                "| qos1 | tidegate | 1,000,000 (500,000–1,500,000) | 1.00 | 1.33 (0.67–2.00) | 1.0 | 64 | all |",
-                "| qos1 | mosquitto | 50,000 (50,000–50,000) | 0.05 | 20.00 (20.00–20.00) | 15.0 | 64 | 99.9999 % |",
+                "| qos1 | tidegate | 1,000,000 (500,000–1,500,000) | 1.00 | 1.33 (0.67–2.00) | 1.0 | 0.50 | 64 | all |",
+                "| qos1 | mosquitto | 50,000 (50,000–50,000) | 0.05 | 20.00 (20.00–20.00) | 15.0 | 0.50 | 64 | 99.9999 % |",
             ]
         );
     }
