@@ -7,6 +7,7 @@
 mod announce;
 mod folder;
 mod journal_watch;
+mod listeners;
 mod logging;
 mod signals;
 pub mod sinks;
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_broker::auth::{Access, PasswordFile, PasswordFileError};
 use tidegate_broker::journal::{FileStorage, Journal, OpenError};
-use tidegate_broker::server::{self, Server};
+use tidegate_broker::server::{self, CertificateError, Certificates, Server};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::runtime::Runtime;
@@ -74,6 +75,17 @@ pub enum StartError {
         /// What the operating system says.
         error: io::Error,
     },
+    /// The Unix socket cannot be listened on.
+    #[error("cannot listen on {}: {error}; remove what is there, or set TIDEGATE_MQTT_UNIX_LISTEN", path.display())]
+    Socket {
+        /// The configured path.
+        path: PathBuf,
+        /// What the operating system says.
+        error: io::Error,
+    },
+    /// The certificate cannot be used.
+    #[error("{0}; see mqtt.tls_cert_file, mqtt.tls_key_file and mqtt.tls_client_ca_file")]
+    Certificate(#[from] CertificateError),
     /// The broker's state cannot be restored.
     #[error("cannot restore the broker's state: {0}")]
     Restore(String),
@@ -91,9 +103,10 @@ impl StartError {
     /// The exit code of the program (`sysexits.h`).
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Passwords(_) => 64,
+            Self::Passwords(_) | Self::Certificate(_) => 64,
             Self::Listen { error, .. } if error.kind() == io::ErrorKind::AddrNotAvailable => 64,
-            Self::InUse { .. } | Self::Listen { .. } => 69,
+            Self::Socket { error, .. } if error.kind() != io::ErrorKind::AddrInUse => 74,
+            Self::InUse { .. } | Self::Listen { .. } | Self::Socket { .. } => 69,
             Self::Internal { .. } => 70,
             Self::Folder { .. } | Self::Journal { .. } | Self::Restore(_) => 74,
         }
@@ -155,6 +168,7 @@ struct Appliance {
     journal: Journal,
     watch: JournalWatch,
     access: Arc<Access>,
+    certificates: Option<Arc<Certificates>>,
     server: Server,
     sinks: Sinks,
     gateway: Gateway,
@@ -173,6 +187,7 @@ impl Appliance {
         let metrics = metrics(runtime)?;
         folder::make(&config.data_dir)?;
         let access = Arc::new(Access::new(config.auth.anonymous, passwords(config)?));
+        let certificates = listeners::certificates(config)?;
         let operator_token = gateway::operator_token(&config.data_dir)
             .map_err(|error| StartError::Folder { path: config.data_dir.clone(), error })?;
 
@@ -188,12 +203,12 @@ impl Appliance {
 
         let state = FileStorage::open(&config.data_dir.join("broker"))
             .map_err(|error| folder::refused(&config.data_dir, error))?;
-        let options = server::Options {
-            mqtt_listen: config.mqtt.listen,
-            access: Arc::clone(&access),
-            limits: config.mqtt.limits,
-        };
+        let options = listeners::options(config, Arc::clone(&access), certificates.clone());
         let server = Server::start(options, journal.clone(), appender, state)?;
+        listeners::warn_of_missing(&server);
+        if let Some(certificates) = &certificates {
+            listeners::watch(Arc::clone(certificates), runtime);
+        }
         let mqtt = Part::new("mqtt");
         mqtt.set(State::Up, None);
 
@@ -201,22 +216,22 @@ impl Appliance {
         let wiring = Wiring {
             journal: journal.clone(),
             publisher: Arc::new(server.handle()),
+            mqtt: Some(gateway::Mqtt { handle: server.handle(), listening: server.listening().to_vec() }),
             access: Arc::clone(&access),
             operator_token: Some(operator_token),
             parts: gateway::Parts { mqtt, sinks: sinks.parts() },
             metrics: Some(metrics),
         };
         let gateway = runtime.block_on(gateway::start(config.http.clone(), wiring))?;
-        Ok(Self { journal, watch, access, server, sinks, gateway })
+        Ok(Self { journal, watch, access, certificates, server, sinks, gateway })
     }
 
     fn announce(&self, config: &Config) {
-        let lines =
-            announce::Lines { config, mqtt: self.server.mqtt_address(), http: self.gateway.address() };
+        let lines = announce::Lines { config, mqtt: self.server.listening(), http: self.gateway.address() };
         print!("{lines}");
     }
 
-    /// Reads the password file again. With a mistake in it the users of before stay.
+    /// Reads the password file and the certificate again. With a mistake in one, what was before stays.
     fn reload(&self, config: &Config) {
         match passwords(config) {
             Ok(passwords) => {
@@ -224,6 +239,9 @@ impl Appliance {
                 tracing::info!("SIGHUP: users are read again from {}", config.password_path().display());
             }
             Err(error) => tracing::error!("SIGHUP: {error}; the users are those of before"),
+        }
+        if let Some(certificates) = &self.certificates {
+            listeners::reload(certificates, "SIGHUP");
         }
     }
 
@@ -242,9 +260,7 @@ impl Appliance {
 impl From<server::StartError> for StartError {
     fn from(error: server::StartError) -> Self {
         match error {
-            server::StartError::Listen { address, error } => {
-                Self::Listen { address, key: "TIDEGATE_MQTT_LISTEN", error }
-            }
+            server::StartError::Listen { listen, error } => listeners::refused(listen, error),
             server::StartError::System(error) => {
                 Self::Internal { part: "the broker's thread", error: error.to_string() }
             }

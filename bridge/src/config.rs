@@ -13,6 +13,7 @@ mod key;
 mod kind;
 mod platform;
 mod source;
+mod transports;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -28,6 +29,7 @@ use tidegate_broker::server::Limits;
 use crate::{gateway, kafka, postgres};
 use key::KEYS;
 pub use kind::{period, size};
+pub use transports::Transports;
 
 /// Everything that can be configured.
 #[derive(Clone)]
@@ -57,6 +59,8 @@ pub struct Config {
 pub struct Mqtt {
     /// Where plain MQTT is accepted.
     pub listen: SocketAddr,
+    /// Where and how else it is.
+    pub transports: Transports,
     /// What one client may use.
     pub limits: Limits,
 }
@@ -103,7 +107,11 @@ impl Default for Config {
         Self {
             data_dir: PathBuf::from("tidegate-data"),
             drain_timeout: Duration::from_secs(10),
-            mqtt: Mqtt { listen: everywhere(1883), limits: Limits::default() },
+            mqtt: Mqtt {
+                listen: everywhere(1883),
+                transports: Transports::default(),
+                limits: Limits::default(),
+            },
             http: gateway::Config::default(),
             auth: Auth::default(),
             journal: journal::Options {
@@ -226,8 +234,12 @@ impl Loaded {
     /// What must hold between values.
     fn check(&self, mistakes: &mut Vec<String>) {
         let journal = &self.config.journal;
-        let parts =
-            [self.config.http.mistakes(), self.config.kafka.mistakes(), self.config.postgres.mistakes()];
+        let parts = [
+            self.config.mqtt.transports.mistakes(),
+            self.config.http.mistakes(),
+            self.config.kafka.mistakes(),
+            self.config.postgres.mistakes(),
+        ];
         mistakes.extend(parts.into_iter().flatten().map(|each| self.with_origin(each)));
         if journal.max_bytes < journal.segment_bytes.saturating_mul(2) {
             mistakes.push(format!(

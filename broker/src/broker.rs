@@ -330,6 +330,26 @@ impl Broker {
         }
     }
 
+    /// The connection comes from `peer` and not from where it seemed to: a proxy said so. To be called before
+    /// anything is received.
+    pub fn set_peer(&mut self, key: Key, peer: IpAddr) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.peer = peer;
+        }
+    }
+
+    /// Where a connection comes from.
+    pub fn peer(&self, key: Key) -> Option<IpAddr> {
+        self.connections.get(key).map(|connection| connection.peer)
+    }
+
+    /// What carries the connection was used in a way that is not allowed: it is closed, and a v5 client that was
+    /// greeted is told `reason`.
+    pub fn break_off(&mut self, key: Key, reason: ReasonCode, now: Now, log: &mut dyn Append) {
+        self.stats.protocol_errors_total += 1;
+        self.disconnect(key, reason, now, log);
+    }
+
     /// Bytes were read from a connection. They begin where the last call's `consumed` ended.
     pub fn receive(&mut self, key: Key, bytes: &[u8], now: Now, log: &mut dyn Append) -> Received {
         let mut consumed = 0;

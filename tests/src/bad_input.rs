@@ -41,7 +41,7 @@ async fn bad_input_ends_its_own_connection_and_harms_nobody_else() {
     let mut random = Random::printed("bad_input");
     let folder = tempfile::tempdir_in(target()).expect("target/ can be written");
     let server = start(folder.path());
-    let address = server.mqtt_address();
+    let address = server.address().expect("it listens");
     let front = Arc::new(Front::default());
 
     let bystanders = [Version::V5, Version::V311]
@@ -78,11 +78,9 @@ async fn bad_input_ends_its_own_connection_and_harms_nobody_else() {
 fn start(folder: &std::path::Path) -> Server {
     let storage = FileStorage::open(&folder.join("journal")).unwrap();
     let (journal, appender) = Journal::open(storage, journal::Options::default()).unwrap();
-    let options = ServerOptions {
-        mqtt_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-        access: Arc::new(Access::new(Anonymous::Loopback, None)),
-        limits: Limits::default(),
-    };
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let access = Arc::new(Access::new(Anonymous::Loopback, None));
+    let options = ServerOptions::plain(address, access, Limits::default());
     let state = FileStorage::open(&folder.join("broker")).unwrap();
     Server::start(options, journal, appender, state).unwrap()
 }

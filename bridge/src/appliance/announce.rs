@@ -5,13 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use tidegate_broker::auth::Anonymous;
+use tidegate_broker::server::{Place, Transport};
 
 use crate::config::{Config, period, size};
 
 /// The lines; the addresses are those that were really bound.
 pub(super) struct Lines<'a> {
     pub(super) config: &'a Config,
-    pub(super) mqtt: SocketAddr,
+    pub(super) mqtt: &'a [(Transport, Place)],
     pub(super) http: SocketAddr,
 }
 
@@ -21,10 +22,12 @@ impl fmt::Display for Lines<'_> {
         let journal = &config.journal;
         let age = journal.max_age.map_or_else(String::new, |age| format!(", {}", period(age)));
         writeln!(f, "tidegate {} is running", env!("CARGO_PKG_VERSION"))?;
-        writeln!(f, "  MQTT      {mqtt}")?;
+        for (transport, place) in *mqtt {
+            writeln!(f, "  MQTT      {place}{}", carried(*transport))?;
+        }
         writeln!(
             f,
-            "  HTTP      {http}  dashboard /, events /stream/events, WebSocket /ws, /health, /metrics"
+            "  HTTP      {http}  dashboard /, events /stream/events, WebSocket /ws, MQTT /mqtt, /health, /metrics"
         )?;
         writeln!(
             f,
@@ -43,9 +46,22 @@ impl fmt::Display for Lines<'_> {
         writeln!(f, "  postgres  {}", sink(config.postgres.is_on(), "see /health", "POSTGRES_URL"))?;
         writeln!(f)?;
         writeln!(f, "Try:")?;
-        writeln!(f, "  mosquitto_pub{} -t sensors/demo/temperature -m 21.5", client_options(*mqtt))?;
+        if let Some((_, Place::Address(address))) = mqtt.first() {
+            writeln!(f, "  mosquitto_pub{} -t sensors/demo/temperature -m 21.5", client_options(*address))?;
+        }
         writeln!(f, "  curl -N 'http://{}/stream/events?filter=sensors/%23'", reachable(*http))?;
         writeln!(f, "  http://{}/ in a browser", reachable(*http))
+    }
+}
+
+/// What is said of a listener besides where it is.
+const fn carried(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "",
+        Transport::Tls => "  TLS",
+        Transport::Ws => "  WebSocket",
+        Transport::Wss => "  WebSocket over TLS",
+        Transport::Unix => "  Unix socket",
     }
 }
 
@@ -99,9 +115,17 @@ mod tests {
     fn the_lines_to_paste_name_what_was_really_bound() {
         let config = Config::default();
         let lines = |mqtt: &str, http: &str| {
-            Lines { config: &config, mqtt: mqtt.parse().unwrap(), http: http.parse().unwrap() }.to_string()
+            let listening = [
+                (Transport::Tcp, Place::Address(mqtt.parse().unwrap())),
+                (Transport::Ws, Place::Address("0.0.0.0:9001".parse().unwrap())),
+                (Transport::Unix, Place::Path("/run/mqtt".into(), 0o660)),
+            ];
+            Lines { config: &config, mqtt: &listening, http: http.parse().unwrap() }.to_string()
         };
         let usual = lines("0.0.0.0:1883", "0.0.0.0:8080");
+        assert!(usual.contains("\n  MQTT      0.0.0.0:1883\n"), "{usual}");
+        assert!(usual.contains("\n  MQTT      0.0.0.0:9001  WebSocket\n"), "{usual}");
+        assert!(usual.contains("\n  MQTT      /run/mqtt  Unix socket\n"), "{usual}");
         assert!(usual.contains("\n  mosquitto_pub -t sensors/demo/temperature -m 21.5\n"), "{usual}");
         assert!(
             usual.contains("curl -N 'http://127.0.0.1:8080/stream/events?filter=sensors/%23'"),

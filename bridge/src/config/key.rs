@@ -11,7 +11,9 @@ use tidegate_broker::journal::FullPolicy;
 use crate::kafka::HeaderStyle;
 
 use super::kafka_values::{OrDefault, Properties, Routes, TopicRetention};
-use super::kind::{Address, Choice, Count, Kind, List, Millis, Period, Seconds, Size, Switch, Sync, Text};
+use super::kind::{
+    Address, Choice, Count, Each, Kind, List, Millis, Mode, OrOff, Period, Seconds, Size, Switch, Sync, Text,
+};
 use super::{Config, LogFormat, source};
 
 /// A value as it was written, before it is known what it should be.
@@ -133,6 +135,73 @@ pub(super) const KEYS: &[Key] = &[
          Nothing acknowledged is lost either way."
     ),
     key!("mqtt.listen", mqtt.listen, Address, "Where MQTT 3.1.1 and 5.0 are accepted."),
+    key!(
+        "mqtt.tls_listen",
+        mqtt.transports.tls_listen,
+        OrOff(Address),
+        "Where MQTT over TLS (1.2 and 1.3) is accepted when there is a certificate; or off."
+    ),
+    key!(
+        "mqtt.ws_listen",
+        mqtt.transports.ws_listen,
+        OrOff(Address),
+        "Where MQTT over WebSocket is accepted, at any path; or off. If another program has the default port, the \
+         appliance starts without it; MQTT over WebSocket is also at /mqtt of the HTTP port. From browsers, pages of \
+         http.allowed_origins may use it."
+    ),
+    key!(
+        "mqtt.wss_listen",
+        mqtt.transports.wss_listen,
+        OrOff(Address),
+        "Where MQTT over WebSocket and TLS is accepted when there is a certificate; or off. If another program has \
+         the default port, the appliance starts without it."
+    ),
+    key!(
+        "mqtt.unix_listen",
+        mqtt.transports.unix_listen,
+        Text,
+        "Path of a Unix socket where MQTT is accepted. Its clients count as programs on this machine; the mode of \
+         its file says who they can be."
+    )
+    .sample("\"/run/tidegate/mqtt.sock\""),
+    key!("mqtt.unix_mode", mqtt.transports.unix_mode, Mode, "Mode of the Unix socket's file, in octal."),
+    key!(
+        "mqtt.tls_cert_file",
+        mqtt.transports.tls_cert_file,
+        Text,
+        "The certificate in PEM, with those between it and its authority behind it. It is read again when it changes \
+         and on SIGHUP; with a mistake in it, that of before stays."
+    )
+    .sample("\"/etc/tidegate/cert.pem\""),
+    key!("mqtt.tls_key_file", mqtt.transports.tls_key_file, Text, "Its private key in PEM, without passphrase.")
+        .sample("\"/etc/tidegate/key.pem\""),
+    key!(
+        "mqtt.tls_client_ca_file",
+        mqtt.transports.tls_client_ca_file,
+        Text,
+        "Authorities in PEM whose certificates clients may show. The Common Name of such a certificate, else its \
+         first DNS name, URI or e-mail address, is who the client is."
+    )
+    .sample("\"/etc/tidegate/clients.pem\""),
+    key!(
+        "mqtt.tls_client_required",
+        mqtt.transports.tls_client_required,
+        Switch,
+        "Whether a client without such a certificate is refused where there is TLS."
+    ),
+    key!(
+        "mqtt.proxy_protocol",
+        mqtt.transports.proxy_protocol,
+        Choice(&[("off", false), ("v1-v2", true)]),
+        "Whether every connection to an address above begins with a PROXY header of version 1 or 2, which tells who \
+         the client of a load balancer is; one without it is closed. Not on the Unix socket and not for HTTP."
+    ),
+    key!(
+        "mqtt.proxy_from",
+        mqtt.transports.proxy_from,
+        Each,
+        "Addresses and networks of the proxies; connections from others are closed when mqtt.proxy_protocol is on."
+    ),
     key!(
         "mqtt.max_connections",
         mqtt.limits.connections,

@@ -6,6 +6,7 @@
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use tidegate_broker::journal::SyncPolicy;
@@ -121,6 +122,53 @@ impl Kind<SocketAddr> for Address {
     }
     fn show(&self, value: &SocketAddr) -> Option<String> {
         Some(quoted(&value.to_string()))
+    }
+}
+
+/// A value of another kind, or `off`.
+pub(super) struct OrOff<K>(pub(super) K);
+
+impl<T, K: Kind<T>> Kind<Option<T>> for OrOff<K> {
+    fn parse(&self, text: &str) -> Result<Option<T>, String> {
+        if text.eq_ignore_ascii_case("off") {
+            return Ok(None);
+        }
+        self.0.parse(text).map(Some).map_err(|error| format!("{error}, or off"))
+    }
+    fn show(&self, value: &Option<T>) -> Option<String> {
+        value.as_ref().map_or_else(|| Some(quoted("off")), |value| self.0.show(value))
+    }
+}
+
+/// The permissions of a file, in octal.
+pub(super) struct Mode;
+
+impl Kind<u32> for Mode {
+    fn parse(&self, text: &str) -> Result<u32, String> {
+        let digits = text.strip_prefix("0o").unwrap_or(text);
+        let mode = u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o777);
+        mode.ok_or_else(|| {
+            format!("{} is not the mode of a file: write it in octal, as in \"0660\"", quoted(text))
+        })
+    }
+    fn show(&self, value: &u32) -> Option<String> {
+        Some(quoted(&format!("{value:04o}")))
+    }
+}
+
+/// Any number of values that are written as one text each.
+pub(super) struct Each;
+
+impl<T: Display + FromStr<Err: Display>> Kind<Vec<T>> for Each {
+    fn parse(&self, text: &str) -> Result<Vec<T>, String> {
+        self.read(&Raw::One(text.to_owned()))
+    }
+    fn show(&self, value: &Vec<T>) -> Option<String> {
+        List.show(&value.iter().map(T::to_string).collect())
+    }
+    fn read(&self, raw: &Raw) -> Result<Vec<T>, String> {
+        let read = |text: &String| text.parse().map_err(|error| format!("{} {error}", quoted(text)));
+        List.read(raw)?.iter().map(read).collect()
     }
 }
 
@@ -385,6 +433,35 @@ mod tests {
         for bad in ["", "example.org:1883", "0.0.0.0", "0.0.0.0:70000", "tcp://0.0.0.0:1883", "::1:1883:"] {
             assert!(Address.parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn listeners_can_be_off() {
+        let kind = OrOff(Address);
+        check(&kind, "0.0.0.0:9001", Some(shown_address("0.0.0.0:9001")), "\"0.0.0.0:9001\"");
+        check(&kind, "OFF", None, "\"off\"");
+        assert!(kind.parse("no").unwrap_err().ends_with(", or off"));
+    }
+
+    #[test]
+    fn modes_are_octal() {
+        check(&Mode, "0660", 0o660, "\"0660\"");
+        check(&Mode, "600", 0o600, "\"0600\"");
+        check(&Mode, "0o777", 0o777, "\"0777\"");
+        for bad in ["", "0888", "-1", "1777", "rw"] {
+            assert!(Mode.parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn proxies_are_addresses_and_networks() {
+        use tidegate_broker::server::Network;
+        let network = |text: &str| text.parse::<Network>().unwrap();
+        let both = vec![network("127.0.0.1"), network("10.0.0.0/8")];
+        check(&Each, "127.0.0.1, 10.0.0.0/8", both.clone(), "[\"127.0.0.1\", \"10.0.0.0/8\"]");
+        check(&Each, "", Vec::<Network>::new(), "[]");
+        let refusal = Kind::<Vec<Network>>::parse(&Each, "proxy.example").unwrap_err();
+        assert!(refusal.contains("is not an address or a network"), "{refusal}");
     }
 
     fn shown_address(text: &str) -> SocketAddr {

@@ -24,6 +24,7 @@ use base64::engine::general_purpose::STANDARD;
 use subtle::ConstantTimeEq as _;
 use tidegate_broker::auth::{Access, Denied, Login};
 use tidegate_broker::record::Timestamp;
+use tidegate_broker::server::{ForeignOrigin, Provenance, WebRules};
 use tokio::sync::Semaphore;
 
 use super::Config;
@@ -58,6 +59,8 @@ pub(super) struct Guard {
     allowed_origins: Vec<String>,
     allowed_hosts: Vec<String>,
     password_checks: Semaphore,
+    /// The same for those who bring no credentials to HTTP: MQTT over WebSocket.
+    web: WebRules,
 }
 
 /// What a request offers to be let in.
@@ -86,7 +89,20 @@ impl Guard {
             allowed_origins: origins.collect(),
             allowed_hosts: hosts.collect(),
             password_checks: Semaphore::new(PASSWORD_CHECKS_MAX),
+            web: WebRules::new(&config.allowed_origins, &config.allowed_hosts),
         }
+    }
+
+    /// The address that counts for a WebSocket with MQTT, whose credentials come later.
+    pub(super) fn mqtt_peer(&self, peer: IpAddr, headers: &HeaderMap) -> Result<IpAddr, ForeignOrigin> {
+        // A value that is no text is nobody's origin and no name of this machine.
+        let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+        let provenance = Provenance {
+            host: text(header::HOST).unwrap_or_default(),
+            origin: text(header::ORIGIN),
+            forwarded: FORWARDING.iter().any(|name| headers.contains_key(name)),
+        };
+        self.web.peer(peer, provenance)
     }
 
     /// Lets the request in, or says why not.
@@ -297,9 +313,9 @@ pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
     with_cross_origin(next.run(request).await, cross_origin)
 }
 
-/// Probes ask here without credentials.
+/// Probes ask here without credentials; MQTT clients bring theirs in CONNECT.
 fn is_open(path: &str) -> bool {
-    matches!(path, "/health" | "/health/live" | "/health/ready")
+    matches!(path, "/health" | "/health/live" | "/health/ready" | "/mqtt")
 }
 
 /// Answers before any credentials: a browser sends none with this question.

@@ -145,6 +145,7 @@ fn add_details(app: &App, journal: &journal::Status, body: &mut Map<String, Valu
     body.insert("draining".into(), app.is_draining().into());
     body.insert("journal".into(), journal_details(app, journal));
     body.insert("mqtt".into(), part_details(&app.parts.mqtt));
+    body.insert("listeners".into(), listeners(app));
     let sinks = app.parts.sinks.iter().map(part_details).collect::<Vec<_>>();
     body.insert("sinks".into(), sinks.into());
     body.insert(
@@ -156,6 +157,14 @@ fn add_details(app: &App, journal: &journal::Status, body: &mut Map<String, Valu
             "subscribers_max": counts.subscribers_max,
         }),
     );
+}
+
+/// Where MQTT is accepted.
+fn listeners(app: &App) -> Value {
+    let listening = app.mqtt.iter().flat_map(|mqtt| &mqtt.listening);
+    listening
+        .map(|(transport, place)| json!({"transport": transport.name(), "address": place.to_string()}))
+        .collect()
 }
 
 fn journal_details(app: &App, status: &journal::Status) -> Value {

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
+use tidegate_broker::server::{Transport, TransportStats};
 
 use super::reply;
 use super::routes::App;
@@ -71,6 +72,14 @@ fn broker(app: &App, out: &mut Exposition) {
     out.one("tidegate_mqtt_connections", Gauge, "Open MQTT connections.", stats.connections);
     out.one("tidegate_mqtt_connections_total", Counter, "MQTT connections accepted.", stats.connections_total);
     out.one("tidegate_mqtt_connections_refused_total", Counter, "MQTT connections refused.", stats.connections_refused_total);
+    let by_transport = |value: fn(TransportStats) -> u64| -> Vec<_> {
+        let stats = |transport| app.mqtt.as_ref().map_or_else(TransportStats::default, |mqtt| mqtt.handle.transport(transport));
+        Transport::ALL.into_iter().map(|transport| (Some(("transport", transport.name())), value(stats(transport)))).collect()
+    };
+    out.family("tidegate_mqtt_transport_connections", Gauge, "Open MQTT connections by transport.", &by_transport(|stats| stats.connections));
+    out.family("tidegate_mqtt_transport_connections_total", Counter, "MQTT connections accepted by transport.", &by_transport(|stats| stats.connections_total));
+    out.family("tidegate_mqtt_handshake_failures_total", Counter, "Connections that ended before their PROXY header, TLS or WebSocket handshake was done.",
+        &by_transport(|stats| stats.handshake_failures_total));
     out.one("tidegate_mqtt_sessions", Gauge, "MQTT sessions, connected or not.", stats.sessions);
     out.one("tidegate_mqtt_subscriptions", Gauge, "MQTT subscriptions.", stats.subscriptions);
     out.one("tidegate_mqtt_retained", Gauge, "Topics with a retained record.", stats.retained);

@@ -14,6 +14,7 @@ mod guard;
 mod health;
 mod interest;
 mod metrics;
+mod mqtt;
 mod operator;
 mod page;
 mod publish;
@@ -39,6 +40,7 @@ use tidegate_broker::topic::{TopicError, TopicName};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use mqtt::Mqtt;
 pub use operator::operator_token;
 pub use publish::Publish;
 
@@ -171,6 +173,8 @@ pub struct Wiring {
     pub journal: Journal,
     /// Where publishes go.
     pub publisher: Arc<dyn Publish>,
+    /// Where WebSockets at `/mqtt` go, and where else MQTT is accepted; without it `/mqtt` is answered 503.
+    pub mqtt: Option<Mqtt>,
     /// Who may connect, by address and password: the rule of the MQTT listener.
     pub access: Arc<Access>,
     /// The token that lets an operator in from anywhere: see [`operator_token`].
@@ -249,6 +253,7 @@ pub async fn start(config: Config, wiring: Wiring) -> Result<Gateway, StartError
         config,
         hub,
         publisher: wiring.publisher,
+        mqtt: wiring.mqtt,
         guard,
         parts: wiring.parts,
         metrics: wiring.metrics,

@@ -17,13 +17,14 @@ use super::guard::{self, Guard};
 use super::publish::Publish;
 use super::reply::{self, Refusal};
 use super::serve::Drain;
-use super::{Config, Parts, health, metrics, page, publish, sse, status, websocket};
+use super::{Config, Mqtt, Parts, health, metrics, mqtt, page, publish, sse, status, websocket};
 
 /// What the handlers share.
 pub(super) struct App {
     pub(super) config: Config,
     pub(super) hub: Arc<Hub>,
     pub(super) publisher: Arc<dyn Publish>,
+    pub(super) mqtt: Option<Mqtt>,
     pub(super) guard: Guard,
     pub(super) parts: Parts,
     pub(super) metrics: Option<PrometheusHandle>,
@@ -58,6 +59,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/stream/events", get(sse::events))
         .route("/ws", get(websocket::ws))
         .route("/ws/events", get(websocket::ws_events))
+        .route("/mqtt", get(mqtt::mqtt))
         .route("/realtime/topic/{*topic}", post(publish::topic))
         .route("/realtime/broadcast", post(publish::broadcast))
         .route("/ingest", post(publish::ingest))
@@ -90,7 +92,7 @@ async fn root(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
 
 async fn no_such_route(uri: Uri) -> Response {
     let detail = format!(
-        "there is nothing at {}; see /health, /stream/events, /ws, /metrics, /realtime/status, \
+        "there is nothing at {}; see /health, /stream/events, /ws, /mqtt, /metrics, /realtime/status, \
          POST /realtime/topic/TOPIC",
         uri.path()
     );

@@ -53,8 +53,13 @@ impl Outbox {
         }
     }
 
-    /// The first pieces that wait, in order.
+    /// The first pieces that wait, in order, for a vectored write.
     pub fn pieces(&self) -> impl Iterator<Item = IoSlice<'_>> {
+        self.slices().map(IoSlice::new)
+    }
+
+    /// The first pieces that wait, in order.
+    pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
         let mut at = self.written;
         let mut shared = self.shared.iter();
         let mut next_shared = shared.next();
@@ -63,11 +68,11 @@ impl Outbox {
             if at < end {
                 let piece = &self.own[at..end];
                 at = end;
-                return Some(IoSlice::new(piece));
+                return Some(piece);
             }
             let (_, piece) = next_shared?;
             next_shared = shared.next();
-            Some(IoSlice::new(piece))
+            Some(&**piece)
         })
         .take(PIECES_MAX)
     }

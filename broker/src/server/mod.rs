@@ -6,21 +6,39 @@
 
 pub mod checkpoint;
 mod clock;
+mod frame;
+mod layers;
+mod listener;
+mod lower;
+mod net;
+mod origin;
+mod proxy;
 mod shard;
 mod socket;
+mod tls;
+mod transport;
+mod upgrade;
+mod web;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mio::net::TcpListener;
 use mio::{Poll, Waker};
 
-use self::shard::{LISTENER, Shard, WAKER};
+use self::listener::Listener;
+pub use self::listener::{Listen, Place};
+pub use self::origin::{FORWARDING, ForeignOrigin, Provenance, WebRules};
+pub use self::proxy::{Network, NotANetwork, ProxyRules};
+use self::shard::{Parts, Shard, WAKER, listener_token};
+pub use self::tls::{CertificateError, CertificateFiles, Certificates};
+use self::transport::Counters;
+pub use self::transport::{Transport, TransportStats};
+pub use self::upgrade::{Upgrade, UpgradeError};
 use crate::auth::Access;
 pub use crate::broker::{Limits, Stats};
 use crate::journal::{Appender, Journal, Storage};
@@ -33,22 +51,42 @@ const LOCAL_WAITING_MAX: usize = 4_096;
 /// What the listeners and the shard need to know.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where plain MQTT is accepted.
-    pub mqtt_listen: SocketAddr,
+    /// Where MQTT is accepted.
+    pub listen: Vec<Listen>,
+    /// The certificate for the listeners with TLS.
+    pub certificates: Option<Arc<Certificates>>,
+    /// Which web pages may use the listeners with WebSocket.
+    pub web: Arc<WebRules>,
+    /// Where connections begin with a PROXY header, and from whom; every listener with an address does or none.
+    pub proxy: Option<Arc<ProxyRules>>,
     /// Who may connect.
     pub access: Arc<Access>,
     /// Limits of connections and sessions.
     pub limits: Limits,
 }
 
+impl Options {
+    /// Plain TCP at `address`.
+    pub fn plain(address: SocketAddr, access: Arc<Access>, limits: Limits) -> Self {
+        Self {
+            listen: vec![Listen::tcp(address)],
+            certificates: None,
+            web: Arc::default(),
+            proxy: None,
+            access,
+            limits,
+        }
+    }
+}
+
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {error}")]
+    /// A listener cannot be had.
+    #[error("cannot listen on {}: {error}", listen.place)]
     Listen {
-        /// The configured address.
-        address: SocketAddr,
+        /// The configured one.
+        listen: Listen,
         /// What the operating system says.
         error: io::Error,
     },
@@ -101,7 +139,21 @@ type Done = Box<dyn FnOnce(Result<Offset, PublishError>) + Send>;
 
 enum Command {
     Publish(LocalPublish, Done),
+    Adopt(Box<Adopted>),
     Drain(Duration),
+}
+
+/// A connection whose WebSocket handshake was done elsewhere.
+#[derive(Debug)]
+pub struct Adopted {
+    /// The socket; it must not block.
+    pub stream: std::net::TcpStream,
+    /// The address that counts for it.
+    pub peer: IpAddr,
+    /// The TLS it was accepted with.
+    pub tls: Option<rustls::ServerConnection>,
+    /// What was read behind the handshake.
+    pub ahead: Bytes,
 }
 
 /// A handle to the running broker; cheap to clone, usable from any thread.
@@ -110,6 +162,7 @@ pub struct Handle {
     commands: SyncSender<Command>,
     waker: Arc<Waker>,
     stats: Arc<Mutex<Stats>>,
+    counters: Arc<Counters>,
     packet_bytes: usize,
 }
 
@@ -150,6 +203,19 @@ impl Handle {
         }
     }
 
+    /// Hands a WebSocket over that carries MQTT. When the broker has no time for it, it is closed.
+    pub fn adopt(&self, adopted: Adopted) {
+        if self.commands.try_send(Command::Adopt(Box::new(adopted))).is_ok() {
+            // If the shard cannot be woken, its next timer finds the command.
+            let _ = self.waker.wake();
+        }
+    }
+
+    /// What came by one transport so far.
+    pub fn transport(&self, transport: Transport) -> TransportStats {
+        self.counters.stats(transport)
+    }
+
     /// What the broker has done so far.
     pub fn stats(&self) -> Stats {
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
@@ -160,7 +226,8 @@ impl Handle {
 #[derive(Debug)]
 pub struct Server {
     handle: Handle,
-    mqtt_address: SocketAddr,
+    listening: Vec<(Transport, Place)>,
+    missing: Vec<Listen>,
     thread: JoinHandle<()>,
 }
 
@@ -172,11 +239,19 @@ impl Server {
         appender: Appender,
         storage: Arc<dyn Storage>,
     ) -> Result<Self, StartError> {
-        let mut listener = TcpListener::bind(options.mqtt_listen)
-            .map_err(|error| StartError::Listen { address: options.mqtt_listen, error })?;
-        let mqtt_address = listener.local_addr()?;
         let poll = Poll::new()?;
-        poll.registry().register(&mut listener, LISTENER, mio::Interest::READABLE)?;
+        let (mut listeners, mut missing) = (Vec::new(), Vec::new());
+        for listen in &options.listen {
+            match Listener::bind(listen)? {
+                Some(mut listener) => {
+                    listener.register(poll.registry(), listener_token(listeners.len()))?;
+                    listeners.push(listener);
+                }
+                None => missing.push(listen.clone()),
+            }
+        }
+        let listening =
+            listeners.iter().map(|listener| (listener.transport, listener.place.clone())).collect();
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let on_durable = Arc::clone(&waker);
         journal.on_durable(move |_| {
@@ -185,15 +260,18 @@ impl Server {
         });
         let (sender, commands): (_, Receiver<Command>) = sync_channel(LOCAL_WAITING_MAX);
         let stats = Arc::new(Mutex::new(Stats::default()));
+        let counters = Arc::new(Counters::default());
         let handle = Handle {
             commands: sender,
             waker,
             stats: Arc::clone(&stats),
+            counters: Arc::clone(&counters),
             packet_bytes: options.limits.packet_bytes,
         };
-        let shard = Shard::new(poll, listener, options, journal, appender, storage, commands, stats)?;
+        let parts = Parts { poll, listeners, journal, appender, storage, commands, stats, counters };
+        let shard = Shard::new(options, parts)?;
         let thread = std::thread::Builder::new().name("shard".into()).spawn(move || shard.run())?;
-        Ok(Self { handle, mqtt_address, thread })
+        Ok(Self { handle, listening, missing, thread })
     }
 
     /// A handle for the other parts of the appliance.
@@ -202,8 +280,21 @@ impl Server {
     }
 
     /// Where it listens, with the port that was chosen if 0 was asked for.
-    pub const fn mqtt_address(&self) -> SocketAddr {
-        self.mqtt_address
+    pub fn listening(&self) -> &[(Transport, Place)] {
+        &self.listening
+    }
+
+    /// The address of the first listener that has one.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listening.iter().find_map(|(_, place)| match place {
+            Place::Address(address) => Some(*address),
+            Place::Path(..) => None,
+        })
+    }
+
+    /// The optional listeners whose place was taken.
+    pub fn missing(&self) -> &[Listen] {
+        &self.missing
     }
 
     /// Stops accepting, tells clients (0x8B in v5), makes everything accepted durable, saves a checkpoint and

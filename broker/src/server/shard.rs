@@ -12,21 +12,33 @@ use std::time::Duration;
 
 use foldhash::HashMap;
 use mio::event::Event;
-use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token};
 
 use super::checkpoint;
 use super::clock::Clock;
-use super::socket::{ReadOutcome, Socket};
-use super::{Command, Done, LocalPublish, Options, PublishError, StartError, Stats};
+use super::layers::{Broken, Greeting, Guest, Layers, Plan};
+use super::listener::{Accepted, Listener};
+use super::net::Net;
+use super::socket::{ReadOutcome, Socket, Stream};
+use super::transport::{Counters, Transport};
+use super::{
+    Adopted, Certificates, Command, Done, LocalPublish, Options, ProxyRules, PublishError, StartError, Stats,
+    WebRules,
+};
 use crate::broker::{Broker, Now, Received};
 use crate::journal::{Appender, Cursor, Journal, Reader, StartAt, Storage};
 use crate::record::{Append, Offset, Properties, Record, Refused};
 use crate::slots::Key;
 use crate::topic::TopicName;
 
-pub(super) const LISTENER: Token = Token(usize::MAX - 1);
-pub(super) const WAKER: Token = Token(usize::MAX - 2);
+pub(super) const WAKER: Token = Token(usize::MAX - 1);
+/// Listeners have the tokens below it, down to this; the rest are connections.
+const LAST_LISTENER: usize = usize::MAX - 256;
+
+/// The token of a listener by its place in the list.
+pub(super) const fn listener_token(place: usize) -> Token {
+    Token(WAKER.0 - 1 - place)
+}
 
 /// What one read can bring: the batch size of a busy connection.
 const READ_BYTES: usize = 256 * 1_024;
@@ -40,6 +52,10 @@ const ACCEPTS_PER_ROUND: usize = 256;
 const LINGER: Duration = Duration::from_secs(2);
 /// How often the journal is asked for room while connections are held back.
 const ROOM_INTERVAL: Duration = Duration::from_millis(50);
+/// What is read at once for a connection with TLS.
+const SCRATCH_BYTES: usize = 64 * 1_024;
+/// Refused handshakes are told in the log this often at most, and always counted.
+const BROKEN_INTERVAL: Duration = Duration::from_secs(1);
 /// Statistics are published this often.
 const STATS_INTERVAL: Duration = Duration::from_millis(100);
 /// A checkpoint is taken after so many journal entries ...
@@ -55,8 +71,8 @@ const CURSOR: &str = "sessions";
 
 pub(super) struct Shard {
     poll: Poll,
-    listener: Option<TcpListener>,
-    accepting: bool,
+    listeners: Vec<Listener>,
+    rules: Rules,
     broker: Broker,
     journal: Journal,
     appender: Appender,
@@ -66,14 +82,60 @@ pub(super) struct Shard {
     ready: VecDeque<Key>,
     lingering: VecDeque<Key>,
     buffer: Box<[u8]>,
+    scratch: Box<[u8]>,
     commands: Receiver<Command>,
     local: HashMap<u64, Done>,
     next_token: u64,
     clock: Clock,
     stats: Arc<Mutex<Stats>>,
     stats_at: Duration,
+    counters: Arc<Counters>,
+    /// When a refused handshake may be told of again.
+    broken_at: Duration,
     checkpoints: Checkpoints,
     journal_failed: bool,
+}
+
+/// What the shard is made of.
+pub(super) struct Parts {
+    pub(super) poll: Poll,
+    pub(super) listeners: Vec<Listener>,
+    pub(super) journal: Journal,
+    pub(super) appender: Appender,
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) commands: Receiver<Command>,
+    pub(super) stats: Arc<Mutex<Stats>>,
+    pub(super) counters: Arc<Counters>,
+}
+
+/// What connections that are more than plain TCP have to pass.
+struct Rules {
+    certificates: Option<Arc<Certificates>>,
+    web: Arc<WebRules>,
+    proxy: Option<Arc<ProxyRules>>,
+    packet_bytes: usize,
+}
+
+impl Rules {
+    /// How a client that was just accepted goes on; `None` if the rules for it cannot be had.
+    fn stream(&self, net: Net, transport: Transport, peer: IpAddr) -> Option<Stream> {
+        let proxy = self.proxy.clone().filter(|_| transport != Transport::Unix);
+        let net = match net {
+            Net::Tcp(stream) if transport == Transport::Tcp && proxy.is_none() => {
+                return Some(Stream::Tcp(stream));
+            }
+            net @ (Net::Tcp(_) | Net::Unix(_)) => net,
+        };
+        let tls = if transport.is_tls() {
+            let config = self.certificates.as_ref()?.current();
+            Some(Box::new(rustls::ServerConnection::new(config).ok()?))
+        } else {
+            None
+        };
+        let web = transport.is_web().then(|| Arc::clone(&self.web));
+        let plan = Plan { transport, proxy, tls, web, packet_bytes: self.packet_bytes };
+        Some(Stream::Layered(Box::new(Layers::new(net, peer, plan))))
+    }
 }
 
 struct Checkpoints {
@@ -90,17 +152,8 @@ struct Checkpoints {
 }
 
 impl Shard {
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn new(
-        poll: Poll,
-        listener: TcpListener,
-        options: Options,
-        journal: Journal,
-        mut appender: Appender,
-        storage: Arc<dyn Storage>,
-        commands: Receiver<Command>,
-        stats: Arc<Mutex<Stats>>,
-    ) -> Result<Self, StartError> {
+    pub(super) fn new(options: Options, parts: Parts) -> Result<Self, StartError> {
+        let Parts { poll, listeners, journal, mut appender, storage, commands, stats, counters } = parts;
         let clock = Clock::start();
         let cursor = journal
             .cursor(CURSOR, StartAt::Oldest)
@@ -109,8 +162,13 @@ impl Shard {
         let reader = journal.reader(journal.durable_end());
         Ok(Self {
             poll,
-            listener: Some(listener),
-            accepting: false,
+            listeners,
+            rules: Rules {
+                certificates: options.certificates,
+                web: options.web,
+                proxy: options.proxy,
+                packet_bytes: options.limits.packet_bytes,
+            },
             broker,
             journal,
             appender,
@@ -119,12 +177,15 @@ impl Shard {
             ready: VecDeque::new(),
             lingering: VecDeque::new(),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
+            scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             commands,
             local: HashMap::default(),
             next_token: 0,
             clock,
             stats,
             stats_at: Duration::ZERO,
+            counters,
+            broken_at: Duration::ZERO,
             checkpoints: Checkpoints {
                 storage,
                 cursor,
@@ -183,11 +244,16 @@ impl Shard {
 
     fn timeout(&self, now: Now) -> Option<Duration> {
         let may_read = self.appender.backlog_bytes() < BACKLOG_BYTES_MAX;
-        if (may_read && !self.ready.is_empty()) || self.broker.reads_waiting() > 0 || self.accepting {
+        let accepting =
+            self.listeners.iter().any(|listener| listener.ready && listener.paused_until.is_none());
+        if (may_read && !self.ready.is_empty()) || self.broker.reads_waiting() > 0 || accepting {
             return Some(Duration::ZERO);
         }
         let mut wait =
             self.broker.poll_timeout().map_or(STATS_INTERVAL, |at| at.saturating_sub(now.monotonic));
+        for until in self.listeners.iter().filter_map(|listener| listener.paused_until) {
+            wait = wait.min(until.saturating_sub(now.monotonic));
+        }
         if self.broker.is_holding() || !self.lingering.is_empty() {
             wait = wait.min(ROOM_INTERVAL);
         }
@@ -197,8 +263,12 @@ impl Shard {
 
     fn note(&mut self, event: &Event) {
         match event.token() {
-            LISTENER => self.accepting = true,
             WAKER => {}
+            Token(token @ LAST_LISTENER..) => {
+                if let Some(listener) = self.listeners.get_mut(WAKER.0 - 1 - token) {
+                    listener.ready = true;
+                }
+            }
             Token(index) => {
                 let Some(Some(socket)) = self.sockets.get_mut(index) else { return };
                 let key = socket.key;
@@ -211,6 +281,8 @@ impl Shard {
                     }
                 }
                 if event.is_writable() {
+                    // If it fails, so does the next read.
+                    let _ = socket.flush();
                     self.broker.want_output(key);
                 }
             }
@@ -218,40 +290,123 @@ impl Shard {
     }
 
     fn accept(&mut self, now: Now) {
-        if !self.accepting {
-            return;
-        }
-        for _ in 0..ACCEPTS_PER_ROUND {
-            let Some(listener) = &self.listener else { return };
-            match listener.accept() {
-                Ok((stream, peer)) => self.admit(stream, peer.ip(), now),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    self.accepting = false;
-                    if error.kind() != io::ErrorKind::WouldBlock {
-                        // Usually too many open files: accept tries again when the next client comes.
-                        tracing::warn!(%error, "cannot accept a connection; raise the limit of open files if this goes on");
+        let mut left = ACCEPTS_PER_ROUND;
+        for place in 0..self.listeners.len() {
+            while left > 0 && self.listeners[place].ready {
+                left -= 1;
+                let transport = self.listeners[place].transport;
+                match self.listeners[place].accept(now.monotonic) {
+                    Accepted::Client(net, peer) => {
+                        if let Some(stream) = self.rules.stream(net, transport, peer) {
+                            self.admit(stream, peer, now);
+                        }
                     }
-                    return;
+                    Accepted::Nobody | Accepted::Paused(None) => break,
+                    Accepted::Paused(Some(error)) => {
+                        tracing::warn!(%error, %transport, "cannot accept connections; raise the limit of open files");
+                        break;
+                    }
                 }
             }
         }
     }
 
-    fn admit(&mut self, mut stream: mio::net::TcpStream, peer: IpAddr, now: Now) {
-        let Some(key) = self.broker.open(peer, now) else { return };
+    fn admit(&mut self, mut stream: Stream, peer: IpAddr, now: Now) -> Option<Key> {
+        let key = self.broker.open(peer, now)?;
         // Acknowledgements must not wait for each other.
-        let _ = stream.set_nodelay(true);
+        match &mut stream {
+            Stream::Tcp(stream) => _ = stream.set_nodelay(true),
+            Stream::Layered(layers) => layers.net().set_nodelay(),
+        }
         let interest = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = self.poll.registry().register(&mut stream, Token(key.index()), interest) {
+        if let Err(error) = self.poll.registry().register(stream.source(), Token(key.index()), interest) {
             tracing::warn!(%error, "cannot watch a connection");
             self.broker.closed(key, now, &mut self.appender);
-            return;
+            return None;
         }
         if self.sockets.len() <= key.index() {
             self.sockets.resize_with(key.index() + 1, || None);
         }
+        self.counters.opened(stream.transport());
         self.sockets[key.index()] = Some(Socket::new(key, stream));
+        Some(key)
+    }
+
+    /// Takes a WebSocket over that was accepted and greeted elsewhere.
+    fn adopt(&mut self, adopted: Adopted, now: Now) {
+        let Adopted { stream, peer, tls, ahead } = adopted;
+        let transport = if tls.is_some() { Transport::Wss } else { Transport::Ws };
+        let plan = Plan {
+            transport,
+            proxy: None,
+            tls: tls.map(Box::new),
+            web: None,
+            packet_bytes: self.rules.packet_bytes,
+        };
+        let net = Net::Tcp(mio::net::TcpStream::from_std(stream));
+        let layers = Layers::upgraded(net, peer, plan, &ahead);
+        let guest = layers.guest();
+        let Some(key) = self.admit(Stream::Layered(Box::new(layers)), peer, now) else { return };
+        self.welcome(key, &guest);
+        if let Some(socket) = self.socket(key) {
+            // What was read already brings no event.
+            socket.readable = true;
+            socket.in_ready = true;
+            self.ready.push_back(key);
+        }
+    }
+
+    /// Tells the core what the handshakes told.
+    fn welcome(&mut self, key: Key, guest: &Guest) {
+        self.broker.set_peer(key, guest.peer);
+        if let Some(name) = &guest.certificate {
+            self.broker.set_certificate(key, name);
+        }
+    }
+
+    /// Goes on with the handshakes of a connection; says whether they are done.
+    fn greet(&mut self, key: Key, now: Now) -> bool {
+        let Some(Some(socket)) = self.sockets.get_mut(key.index()) else { return false };
+        let Stream::Layered(layers) = &mut socket.stream else { return true };
+        if layers.is_open() {
+            return true;
+        }
+        match layers.greet(&mut self.scratch) {
+            Ok(Greeting::Done(guest)) => {
+                let place = &mut self.sockets[key.index()];
+                *place = place.take().map(Socket::lay_off);
+                self.welcome(key, &guest);
+                // What came with a PROXY header is MQTT already.
+                self.receive_unread(key, now);
+                true
+            }
+            Ok(Greeting::Waiting) => {
+                socket.readable = false;
+                if socket.ended {
+                    self.remove(key, now);
+                }
+                false
+            }
+            Err(broken) => {
+                self.break_off(key, &broken, now);
+                false
+            }
+        }
+    }
+
+    /// Ends a connection whose handshakes or frames are not as they must be.
+    fn break_off(&mut self, key: Key, broken: &Broken, now: Now) {
+        if let Some(socket) = self.socket(key) {
+            socket.readable = false;
+        }
+        if matches!(broken, Broken::Ended) {
+            return self.remove(key, now);
+        }
+        if now.monotonic >= self.broken_at {
+            self.broken_at = now.monotonic + BROKEN_INTERVAL;
+            tracing::info!(peer = ?self.broker.peer(key), reason = %broken, "refusing a connection");
+        }
+        self.broker.break_off(key, broken.reason(), now, &mut self.appender);
     }
 
     fn socket(&mut self, key: Key) -> Option<&mut Socket> {
@@ -287,9 +442,14 @@ impl Shard {
             }
             return;
         }
-        match socket.read(&mut self.buffer) {
+        if !self.greet(key, now) {
+            return;
+        }
+        let Some(Some(socket)) = self.sockets.get_mut(key.index()) else { return };
+        match socket.read(&mut self.buffer, &mut self.scratch) {
             ReadOutcome::Nothing => {}
             ReadOutcome::Closed => self.remove(key, now),
+            ReadOutcome::Broken(broken) => self.break_off(key, &broken, now),
             ReadOutcome::Unread => self.receive_unread(key, now),
             ReadOutcome::Shared(bytes) => {
                 let received = self.broker.receive(key, &self.buffer[..bytes], now, &mut self.appender);
@@ -357,12 +517,15 @@ impl Shard {
                         socket.closes_at = Some(now.monotonic + LINGER);
                         self.lingering.push_back(key);
                     }
-                    if closing && flushed {
-                        // The client reads what was sent, then sees the end; closing at once could lose it.
-                        let _ = socket.stream.shutdown(std::net::Shutdown::Write);
-                        if socket.discard(&mut self.buffer) {
-                            self.remove(key, now);
+                    // The client reads what was sent, then sees the end; closing at once could lose it.
+                    let ended = closing && flushed && {
+                        match socket.finish() {
+                            Ok(finished) => finished && socket.discard(&mut self.buffer),
+                            Err(_) => true,
                         }
+                    };
+                    if ended {
+                        self.remove(key, now);
                     }
                 }
                 Err(_) => self.remove(key, now),
@@ -386,7 +549,15 @@ impl Shard {
         if let Some(place) = self.sockets.get_mut(key.index())
             && let Some(mut socket) = place.take_if(|socket| socket.key == key)
         {
-            let _ = self.poll.registry().deregister(&mut socket.stream);
+            self.counters.closed(socket.stream.transport());
+            if !socket.is_open() {
+                self.counters.failed(socket.stream.transport());
+            }
+            if let Stream::Layered(layers) = &mut socket.stream {
+                // Nobody may be there any more to be told.
+                let _ = layers.finish();
+            }
+            let _ = self.poll.registry().deregister(socket.stream.source());
             self.broker.closed(key, now, &mut self.appender);
         }
     }
@@ -396,6 +567,7 @@ impl Shard {
             match command {
                 Command::Drain(deadline) => return Some(deadline),
                 Command::Publish(publish, done) => self.publish_local(publish, done, now),
+                Command::Adopt(adopted) => self.adopt(*adopted, now),
             }
         }
         None
@@ -512,7 +684,7 @@ impl Shard {
 
     /// Ends in order: no new clients, the old ones told, everything accepted durable, the state saved.
     fn drain(mut self, deadline: Duration) {
-        self.listener = None;
+        self.listeners.clear();
         let give_up = self.clock.now().monotonic + deadline;
         let mut events = Events::with_capacity(1_024);
         // What clients had sent already is taken in and acknowledged before they are told to go.

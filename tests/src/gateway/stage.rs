@@ -152,6 +152,7 @@ impl Stage {
         let mqtt = Part::new("mqtt");
         mqtt.set(State::Up, None);
         let wiring = Wiring {
+            mqtt: None,
             journal: journal.clone(),
             publisher: Arc::clone(&publisher) as Arc<dyn Publish>,
             access: Arc::new(setting.access),

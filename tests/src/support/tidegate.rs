@@ -94,6 +94,8 @@ impl Tidegate {
             .env("TIDEGATE_DATA_DIR", self.folder().join("data"))
             .env("TIDEGATE_MQTT_LISTEN", self.mqtt.to_string())
             .env("TIDEGATE_HTTP_LISTEN", self.http.to_string())
+            // Its port is the same for every test.
+            .env("TIDEGATE_MQTT_WS_LISTEN", "off")
             .envs(self.settings.variables.iter().map(|(variable, value)| (variable, value)))
             .current_dir(self.folder())
             .stdin(Stdio::null())
