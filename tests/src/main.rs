@@ -13,6 +13,7 @@ mod offline;
 mod outage;
 mod postgres;
 mod real_input;
+mod shared;
 mod simulation;
 mod support;
 mod tidy;

@@ -333,3 +333,108 @@ fn every_record_is_acknowledged_by_somebody_whatever_members_do() {
         assert!(missing.iter().all(|number| *number < first_done), "seed {seed}: {missing:?} are lost");
     }
 }
+
+/// The client's side of QoS 2: it takes a publish once, however often it is sent.
+#[derive(Default)]
+struct Receiver {
+    /// Sent PUBREC for them, and awaits PUBREL.
+    unreleased: BTreeSet<u16>,
+    taken: Vec<u16>,
+}
+
+impl Receiver {
+    /// Answers everything a client was sent, or with `hold` takes it without an answer, as if the network failed.
+    fn answer(&mut self, rig: &mut Rig, client: &Client, seen: Vec<Seen>, hold: bool) {
+        for packet in seen {
+            if let Seen::Publish { payload, qos: 2, packet_id, .. } = packet {
+                if self.unreleased.insert(packet_id) {
+                    self.taken.push(payload.parse().unwrap());
+                }
+                if !hold {
+                    let success = ReasonCode::Success;
+                    rig.send(client, |out| encode::pubrec(out, Version::V5, packet_id, success));
+                }
+            } else if let Seen::PubRel(packet_id) = packet {
+                self.unreleased.remove(&packet_id);
+                if !hold {
+                    let success = ReasonCode::Success;
+                    rig.send(client, |out| encode::pubcomp(out, Version::V5, packet_id, success));
+                }
+            }
+        }
+    }
+}
+
+/// Members lose connections and answers, the broker loses what is not durable: at QoS 2 each record is taken once.
+#[test]
+fn at_qos_2_every_record_is_taken_exactly_once_across_crashes() {
+    for seed in 1..=300_u64 {
+        let mut state = seed;
+        let mut random = move |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let mut rig = Rig::with(Limits { in_flight: 1 + random(4) as u16, ..Limits::default() });
+        let mut members: [(Option<Client>, Receiver); 2] = Default::default();
+        for (at, id) in ["a", "b"].into_iter().enumerate() {
+            members[at].0 = Some(kept_worker(&mut rig, id, QOS2));
+        }
+        let mut publisher = rig.client(Version::V311, "publisher");
+        let mut next = 0;
+        for _ in 0..150 {
+            let at = random(2) as usize;
+            let id = ["a", "b"][at];
+            match random(10) {
+                0..=1 => {
+                    publish(&mut rig, &publisher, next..next + 3, QOS1);
+                    publish(&mut rig, &publisher, next + 3..next + 5, QOS2);
+                    next += 5;
+                }
+                2 => {
+                    if let Some(client) = members[at].0.take() {
+                        rig.close(client);
+                    }
+                }
+                3 => {
+                    rig.crash(None);
+                    members.iter_mut().for_each(|(client, _)| *client = None);
+                    publisher = rig.client(Version::V311, "publisher");
+                }
+                4 => rig.pass(1),
+                5 => rig.sync(),
+                _ => {
+                    let (client, receiver) = &mut members[at];
+                    let seen = match client {
+                        Some(client) => rig.seen(client),
+                        None => {
+                            let (returned, seen) = rig.keeper(id);
+                            *client = Some(returned);
+                            seen
+                        }
+                    };
+                    let client = client.as_ref().expect("it was there or has come");
+                    receiver.answer(&mut rig, client, seen, random(5) == 0);
+                }
+            }
+        }
+        rig.crash(None);
+        let [(_, mut a), (_, mut b)] = members;
+        for (id, receiver) in [("a", &mut a), ("b", &mut b)] {
+            let (client, mut seen) = rig.keeper(id);
+            while !seen.is_empty() {
+                for packet in &seen {
+                    if let Seen::Publish { qos: 1, packet_id, .. } = packet {
+                        acknowledge(&mut rig, &client, *packet_id);
+                    }
+                }
+                receiver.answer(&mut rig, &client, seen, false);
+                rig.sync();
+                seen = rig.seen(&client);
+            }
+        }
+        let mut taken: Vec<u16> = a.taken.into_iter().chain(b.taken).collect();
+        taken.sort_unstable();
+        let once: Vec<u16> = (0..next).filter(|number| number % 5 >= 3).collect();
+        assert_eq!(taken, once, "seed {seed}");
+    }
+}
