@@ -12,6 +12,7 @@
 //! - Acknowledgements leave in the order of the publishes they answer [MQTT-4.6.0-2] [MQTT-4.6.0-3].
 //! - Nothing queues for a slow or absent client: its session notes an offset and reads the journal.
 
+mod aliases;
 mod connect;
 mod deliver;
 mod outbox;
@@ -30,11 +31,12 @@ use std::time::Duration;
 
 use foldhash::HashMap;
 
+use self::aliases::OutgoingAliases;
 pub use self::outbox::{Outbox, SHARED_BYTES_MIN};
 pub use self::restore::RestoreError;
 use self::shared::Group;
 use crate::auth::{Access, Identity};
-use crate::mqtt::{self, Decoded, Disconnect, Packet, ReasonCode, Version, encode};
+use crate::mqtt::{self, DecodeError, Decoded, Disconnect, Packet, ReasonCode, Version, encode};
 use crate::plant::{self, Bug};
 use crate::record::{Append, Appended, Batch, Offset, Refused, Timestamp};
 use crate::retained::RetainedStore;
@@ -167,9 +169,13 @@ struct Connection {
     in_flight_max: u16,
     /// The client's Maximum Packet Size.
     packet_bytes_max: usize,
+    /// The client's Request Problem Information.
+    takes_words: bool,
     /// QoS 1 and 2 publishes received and not yet acknowledged in full.
     unacknowledged: u16,
     aliases: Vec<Option<Arc<str>>>,
+    /// Those of what is sent, if the client takes any.
+    aliases_out: Option<Box<OutgoingAliases>>,
     in_output: bool,
     held: bool,
 }
@@ -314,8 +320,10 @@ impl Broker {
             heard_at: now.monotonic,
             in_flight_max: self.limits.in_flight,
             packet_bytes_max: usize::MAX,
+            takes_words: true,
             unacknowledged: 0,
             aliases: Vec::new(),
+            aliases_out: None,
             in_output: false,
             held: false,
         });
@@ -412,7 +420,7 @@ impl Broker {
             Err(error) => {
                 tracing::debug!(client = self.client_of(key), %error, "closing a connection");
                 self.stats.protocol_errors_total += 1;
-                self.disconnect(key, error.reason(), now, log);
+                self.disconnect_for(key, &error, now, log);
                 Step::Wrong
             }
         }
@@ -426,7 +434,7 @@ impl Broker {
             Packet::PubRel(ack) => self.handle_pubrel(key, ack, now, log),
             Packet::PubComp(ack) => self.handle_pubcomp(key, ack, now, log),
             Packet::Subscribe(subscribe) => self.handle_subscribe(key, subscribe, now, log),
-            Packet::Unsubscribe(unsubscribe) => self.handle_unsubscribe(key, unsubscribe, log),
+            Packet::Unsubscribe(unsubscribe) => self.handle_unsubscribe(key, unsubscribe, now, log),
             Packet::PingReq => self.handle_pingreq(key, log),
             Packet::Disconnect(disconnect) => self.handle_disconnect(key, disconnect, now, log),
             // A second CONNECT is a protocol error [MQTT-3.1.0-2], AUTH has no place where no enhanced
@@ -691,6 +699,39 @@ impl Broker {
     fn disconnect(&mut self, key: Key, reason: ReasonCode, now: Now, log: &mut dyn Append) {
         self.finish_with(key, reason);
         self.leave(key, Leaving::Lost, now, log);
+    }
+
+    /// Ends a connection for what came on it, in words where the client takes them.
+    fn disconnect_for(&mut self, key: Key, error: &DecodeError, now: Now, log: &mut dyn Append) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let (version, bytes_max) = (connection.version, connection.packet_bytes_max);
+        let mut packet = Vec::new();
+        if connection.greeted && version.is_v5() && connection.takes_words {
+            let text = error.to_string();
+            let told = Disconnect { reason_string: Some(&text), ..Disconnect::new(error.reason()) };
+            encode::disconnect(&mut packet, version, &told);
+        }
+        if packet.is_empty() || packet.len() > bytes_max {
+            // [MQTT-3.14.2-3]
+            self.disconnect(key, error.reason(), now, log);
+            return;
+        }
+        self.outbox(key).extend_from_slice(&packet);
+        self.stats.packets_out_total += 1;
+        self.close(key);
+        self.leave(key, Leaving::Lost, now, log);
+    }
+
+    /// Gates a packet that may be larger than the client takes: then it is not sent, and the connection ends
+    /// [MQTT-3.1.2-24].
+    fn answer(&mut self, key: Key, gate: Offset, packet: Vec<u8>, now: Now, log: &mut dyn Append) {
+        let bytes_max =
+            self.connections.get(key).map_or(usize::MAX, |connection| connection.packet_bytes_max);
+        if packet.len() > bytes_max {
+            self.disconnect(key, ReasonCode::PacketTooLarge, now, log);
+        } else {
+            self.gate(gate, key, Release::Packet(packet.into()));
+        }
     }
 
     /// Writes the DISCONNECT that v5 clients get and lets the shell close the connection after it.

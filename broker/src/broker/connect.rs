@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::time::Duration;
 
+use super::aliases::OutgoingAliases;
 use super::{Broker, Leaving, Release, Stage, TOPIC_ALIASES_MAX, Timer};
 use crate::auth::{Denied, Identity, Login};
 use crate::broker::Now;
@@ -68,6 +69,9 @@ impl Broker {
         };
         if connect.client_id.is_empty() && !empty_allowed {
             return Err(ReasonCode::ClientIdentifierNotValid);
+        }
+        if connect.will.as_ref().is_some_and(|will| !will.properties.describe(will.payload)) {
+            return Err(ReasonCode::PayloadFormatInvalid);
         }
         if connect.authentication_method.is_some() {
             return Err(ReasonCode::BadAuthenticationMethod);
@@ -190,6 +194,8 @@ impl Broker {
     ) {
         let keep_alive_s = match (connect.keep_alive_s, self.limits.keep_alive_s) {
             (wished, 0) => wished,
+            // MQTT 3 cannot be told another one, so its own holds [MQTT-3.1.2-24].
+            (wished, _) if !connect.version.is_v5() => wished,
             (0, longest) => longest,
             (wished, longest) => wished.min(longest),
         };
@@ -202,6 +208,8 @@ impl Broker {
         connection.silence_max = Duration::from_millis(u64::from(keep_alive_s) * 1_500);
         connection.in_flight_max = in_flight_max;
         connection.packet_bytes_max = connect.maximum_packet_bytes.map_or(usize::MAX, |bytes| bytes as usize);
+        connection.takes_words = connect.request_problem_information;
+        connection.aliases_out = OutgoingAliases::new(connect.topic_alias_maximum);
         if !connection.silence_max.is_zero() {
             self.timers.push(Reverse((now.monotonic + connection.silence_max, Timer::Silence(key))));
         }
@@ -227,7 +235,7 @@ impl Broker {
         let mut packet = Vec::with_capacity(32);
         encode::connack(&mut packet, connect.version, &answer);
         let gate = if kept { log.end() } else { Offset(0) };
-        self.gate(gate, key, Release::Packet(packet.into()));
+        self.answer(key, gate, packet, now, log);
         self.resume(key, session_key, &in_flight, log);
     }
 
@@ -283,6 +291,7 @@ impl Broker {
     pub(super) fn leave(&mut self, key: Key, leaving: Leaving, now: Now, log: &mut dyn Append) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.aliases = Vec::new();
+        connection.aliases_out = None;
         let Some(session_key) = connection.session.take() else { return };
         let durable_end = self.durable_end;
         let Some(session) = self.sessions.get_mut(session_key) else { return };

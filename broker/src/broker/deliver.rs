@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use super::aliases::Alias;
 use super::outbox::Outbox;
 use super::{Broker, Connection, ReadFor, Release, SHARED_BYTES_MIN};
 use crate::broker::Now;
@@ -554,12 +555,18 @@ impl Broker {
         let version = connection.version;
         self.stats.publishes_out_total += 1;
         self.stats.packets_out_total += 1;
+        if connection.aliases_out.is_some() {
+            write_aliased(connection, load, wrap, expiry);
+            return;
+        }
         let outbox = &mut connection.outbox;
         match memo {
             Some(memo) if wrap.identifiers.is_empty() && load.record.payload.len() < SHARED_BYTES_MIN => {
                 memo.write(outbox, version, load.record, wrap, expiry);
             }
-            Some(_) | None => encode_publish(outbox, version, load, wrap, expiry),
+            Some(_) | None => {
+                encode_publish(outbox, version, load, &head(version, load.record, wrap, expiry));
+            }
         }
     }
 
@@ -702,21 +709,30 @@ impl Memo {
     }
 }
 
-fn encode_publish(
-    outbox: &mut Outbox,
-    version: Version,
-    load: Load<'_>,
-    wrap: &Wrap<'_>,
-    expiry: Option<u32>,
-) {
-    let head = head(version, load.record, wrap, expiry);
+/// Writes a PUBLISH to a client that takes topic aliases. What it is sent is encoded for it alone.
+fn write_aliased(connection: &mut Connection, load: Load<'_>, wrap: &Wrap<'_>, expiry: Option<u32>) {
+    let (version, bytes_max) = (connection.version, connection.packet_bytes_max);
+    let mut head = head(version, load.record, wrap, expiry);
+    if let Some(aliases) = &mut connection.aliases_out {
+        let longer = |number| PublishHead { topic_alias: Some(number), ..head };
+        let alias = aliases.of(head.topic, || longer(1).packet_bytes(version) <= bytes_max);
+        head = match alias {
+            Some(Alias::New(number)) => longer(number),
+            Some(Alias::Known(number)) => PublishHead { topic: "", ..longer(number) },
+            None => head,
+        };
+    }
+    encode_publish(&mut connection.outbox, version, load, &head);
+}
+
+fn encode_publish(outbox: &mut Outbox, version: Version, load: Load<'_>, head: &PublishHead<'_>) {
     match load.batch {
         Some(batch) if load.record.payload.len() >= SHARED_BYTES_MIN => {
-            encode::publish_head(outbox.own(), version, &head);
+            encode::publish_head(outbox.own(), version, head);
             outbox.share(batch.share(load.record.payload));
         }
         Some(_) | None => {
-            encode::publish(outbox.own(), version, &head, load.record.payload);
+            encode::publish(outbox.own(), version, head, load.record.payload);
         }
     }
 }

@@ -41,6 +41,9 @@ impl Broker {
             self.gate(log.end(), key, Release::PubRec(publish.packet_id, ReasonCode::Success));
             return Taken::Taken;
         }
+        if !publish.properties.describe(publish.payload) {
+            return self.refuse_payload(key, publish, now, log);
+        }
         let client = Arc::clone(&session.client);
         let mut scratch = Vec::new();
         let record = Record {
@@ -163,6 +166,25 @@ impl Broker {
                 self.local_done.push_back((token, Err(refused)));
             }
         }
+    }
+
+    /// The payload is not the text it is declared to be.
+    fn refuse_payload(&mut self, key: Key, publish: &Publish<'_>, now: Now, log: &mut dyn Append) -> Taken {
+        const REASON: ReasonCode = ReasonCode::PayloadFormatInvalid;
+        self.stats.publishes_refused_total += 1;
+        let release = match publish.qos {
+            Qos::AtMostOnce => {
+                self.disconnect(key, REASON, now, log);
+                return Taken::Taken;
+            }
+            Qos::AtLeastOnce => Release::PubAck(publish.packet_id, REASON),
+            Qos::ExactlyOnce => Release::PubRec(publish.packet_id, REASON),
+        };
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.unacknowledged += 1;
+        }
+        self.gate(log.end(), key, release);
+        Taken::Taken
     }
 
     pub(super) fn handle_pubrel(&mut self, key: Key, ack: &Ack<'_>, now: Now, log: &mut dyn Append) {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use smallvec::SmallVec;
 
-use super::{Broker, Release};
+use super::Broker;
 use crate::broker::Now;
 use crate::mqtt::{ReasonCode, RetainHandling, Subscribe, Subscription, Unsubscribe, Version, encode};
 use crate::record::{Append, Entry, Offset, Qos};
@@ -61,7 +61,7 @@ impl Broker {
         }
         let mut packet = Vec::with_capacity(8 + codes.len());
         encode::suback(&mut packet, version, subscribe.packet_id, &codes);
-        self.gate(since, key, Release::Packet(packet.into()));
+        self.answer(key, since, packet, now, log);
         self.want_read(session_key);
     }
 
@@ -117,6 +117,7 @@ impl Broker {
         &mut self,
         key: Key,
         unsubscribe: &Unsubscribe<'_>,
+        now: Now,
         log: &mut dyn Append,
     ) {
         let Some(connection) = self.connections.get(key) else { return };
@@ -148,7 +149,7 @@ impl Broker {
         }
         let mut packet = Vec::with_capacity(8 + codes.len());
         encode::unsuback(&mut packet, version, unsubscribe.packet_id, &codes);
-        self.gate(log.end(), key, Release::Packet(packet.into()));
+        self.answer(key, log.end(), packet, now, log);
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is wrong with a packet, and how its sender is told.
 
 use super::{ReasonCode, Version, encode};
+use crate::topic::TOPIC_LEVELS_MAX;
 
 /// Why bytes are not a packet that may be received. The connection they came on must be closed
 /// [MQTT-4.13.1-1].
@@ -25,6 +26,9 @@ pub enum DecodeError {
     /// A topic alias of 0, which no one may use.
     #[error("a topic alias is never 0 [MQTT-3.3.2-8]")]
     TopicAlias,
+    /// A Topic Name that is well-formed and has more levels than are taken here.
+    #[error("a topic has at most {TOPIC_LEVELS_MAX} levels here")]
+    TopicLevels,
     /// More bytes than the receiver takes.
     #[error("a packet of {bytes} bytes is larger than the {bytes_max} allowed here [MQTT-3.2.2-15]")]
     TooLarge {
@@ -68,6 +72,7 @@ impl DecodeError {
             Self::Malformed { .. } => ReasonCode::MalformedPacket,
             Self::Protocol { .. } => ReasonCode::ProtocolError,
             Self::TopicAlias => ReasonCode::TopicAliasInvalid,
+            Self::TopicLevels => ReasonCode::TopicNameInvalid,
             Self::TooLarge { .. } => ReasonCode::PacketTooLarge,
             Self::UnsupportedVersion { .. } => ReasonCode::UnsupportedProtocolVersion,
         }

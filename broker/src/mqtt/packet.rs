@@ -277,7 +277,8 @@ pub struct Subscribe<'a> {
 /// One Topic Filter of a SUBSCRIBE with its Subscription Options (section 3.8.3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subscription<'a> {
-    /// A valid Topic Filter, possibly that of a Shared Subscription.
+    /// A valid Topic Filter, possibly that of a Shared Subscription; only that it has too many levels is left to
+    /// find.
     pub filter: &'a str,
     /// The highest QoS at which publishes are to be delivered.
     pub qos: Qos,

@@ -2,6 +2,7 @@
 //! read.
 
 use std::fmt;
+use std::str::from_utf8;
 
 use super::error::{Checked, DecodeError, malformed, protocol};
 use super::wire::{Reader, text, topic_name};
@@ -323,23 +324,27 @@ pub(super) fn read_publish(section: &[u8]) -> Checked<(WireProperties<'_>, Optio
 #[inline(never)]
 fn read_publish_section(section: &[u8]) -> Checked<(WireProperties<'_>, Option<u16>)> {
     let mut alias = None;
-    let seen = walk(section, Place::PUBLISH, |id, value| {
-        if let (id::TOPIC_ALIAS, Value::Number(value)) = (id, value) {
-            alias = Some(value as u16);
-        }
+    let mut payload_is_text = false;
+    let seen = walk(section, Place::PUBLISH, |id, value| match (id, value) {
+        (id::TOPIC_ALIAS, Value::Number(value)) => alias = Some(value as u16),
+        (id::PAYLOAD_FORMAT, Value::Number(value)) => payload_is_text = value == 1,
+        _ => {}
     })?;
-    Ok((WireProperties { bytes: section, all_travel: seen.is_within(TRAVELLING) }, alias))
+    let all_travel = seen.is_within(TRAVELLING);
+    Ok((WireProperties { bytes: section, all_travel, payload_is_text }, alias))
 }
 
 /// Reads the properties of a Will; returns them and the Will Delay Interval in seconds.
 pub(super) fn read_will(section: &[u8]) -> Checked<(WireProperties<'_>, u32)> {
     let mut delay_s = 0;
-    let seen = walk(section, Place::WILL, |id, value| {
-        if let (id::WILL_DELAY, Value::Number(value)) = (id, value) {
-            delay_s = value;
-        }
+    let mut payload_is_text = false;
+    let seen = walk(section, Place::WILL, |id, value| match (id, value) {
+        (id::WILL_DELAY, Value::Number(value)) => delay_s = value,
+        (id::PAYLOAD_FORMAT, Value::Number(value)) => payload_is_text = value == 1,
+        _ => {}
     })?;
-    Ok((WireProperties { bytes: section, all_travel: seen.is_within(TRAVELLING) }, delay_s))
+    let all_travel = seen.is_within(TRAVELLING);
+    Ok((WireProperties { bytes: section, all_travel, payload_is_text }, delay_s))
 }
 
 /// A property of bytes that were checked before.
@@ -405,11 +410,12 @@ pub(super) fn message_expiry_at(properties: Properties<'_>) -> Option<usize> {
 pub struct WireProperties<'a> {
     bytes: &'a [u8],
     all_travel: bool,
+    payload_is_text: bool,
 }
 
 impl<'a> WireProperties<'a> {
     /// No properties.
-    pub const NONE: Self = Self { bytes: &[], all_travel: true };
+    pub const NONE: Self = Self { bytes: &[], all_travel: true, payload_is_text: false };
 
     /// The properties that travel with a publish. Borrowed from the wire when nothing has to be left out, else
     /// encoded again into `scratch`, which is overwritten.
@@ -440,15 +446,18 @@ impl<'a> WireProperties<'a> {
     }
 
     /// Whether the payload is declared to be UTF-8 text (Payload Format Indicator 1).
-    pub fn payload_is_text(self) -> bool {
-        let mut reader = Reader::new(self.bytes);
-        std::iter::from_fn(|| next(&mut reader))
-            .any(|property| property.id == id::PAYLOAD_FORMAT && property.value == [1])
+    pub const fn payload_is_text(self) -> bool {
+        self.payload_is_text
+    }
+
+    /// Whether `payload` is what it is declared to be (section 3.3.2.3.2).
+    pub fn describe(self, payload: &[u8]) -> bool {
+        !self.payload_is_text || from_utf8(payload).is_ok()
     }
 
     /// Properties that travel, to be encoded with a Will.
     pub const fn from_travelling(properties: Properties<'a>) -> Self {
-        Self { bytes: properties.encoded(), all_travel: true }
+        Self { bytes: properties.encoded(), all_travel: true, payload_is_text: false }
     }
 }
 

@@ -164,16 +164,21 @@ pub(super) fn topic_name(bytes: &[u8]) -> Checked<TopicName<'_>> {
     TopicName::new(text).map_err(topic_error)
 }
 
-/// That `text` is a Topic Filter.
-pub(super) fn check_filter(text: &str) -> Checked<TopicFilter> {
-    TopicFilter::new(text).map_err(topic_error)
+/// That `text` is a Topic Filter; `None` if only its levels are too many, which its own Reason Code tells and not
+/// the end of the connection.
+pub(super) fn check_filter(text: &str) -> Checked<Option<TopicFilter>> {
+    match TopicFilter::new(text) {
+        Ok(filter) => Ok(Some(filter)),
+        Err(TopicError::TooManyLevels) => Ok(None),
+        Err(error) => Err(topic_error(error)),
+    }
 }
 
 pub(super) const fn topic_error(error: TopicError) -> &'static DecodeError {
     match error {
         TopicError::Empty => malformed!("a topic needs at least one character", "MQTT-4.7.3-1"),
         TopicError::TooLong => malformed!("a topic has at most 65535 bytes", "MQTT-4.7.3-3"),
-        TopicError::TooManyLevels => malformed!("a topic has at most 200 levels here", "MQTT-4.13.1-1"),
+        TopicError::TooManyLevels => &DecodeError::TopicLevels,
         TopicError::Nul => NUL,
         TopicError::WildcardInName => {
             malformed!("a Topic Name cannot hold the wildcards + and #", "MQTT-3.3.2-2")

@@ -51,6 +51,7 @@ fn subscription(reader: &mut Reader<'_>, version: Version) -> Checked<()> {
     if options & 0b0011_0000 == 0b0011_0000 {
         return Err(protocol!("a subscription's Retain Handling is 0, 1 or 2", "3.8.3.1"));
     }
+    let Some(filter) = filter else { return Ok(()) };
     let shared = filter.shared().map_err(topic_error)?.is_some();
     if shared && options & 0b0000_0100 != 0 {
         return Err(protocol!("a Shared Subscription cannot be No Local", "MQTT-3.8.3-4"));

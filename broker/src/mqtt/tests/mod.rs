@@ -81,6 +81,8 @@ enum Verdict {
     Protocol(&'static str),
     /// A topic alias of 0.
     TopicAlias,
+    /// A Topic Name with too many levels.
+    TopicLevels,
     /// A version that is not spoken.
     Unsupported,
 }
@@ -93,6 +95,7 @@ impl Verdict {
             Err(DecodeError::Malformed { clause, .. }) => Self::Malformed(clause),
             Err(DecodeError::Protocol { clause, .. }) => Self::Protocol(clause),
             Err(DecodeError::TopicAlias) => Self::TopicAlias,
+            Err(DecodeError::TopicLevels) => Self::TopicLevels,
             Err(DecodeError::TooLarge { .. }) => return None,
             Err(DecodeError::UnsupportedVersion { .. }) => Self::Unsupported,
         })
