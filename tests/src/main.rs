@@ -6,6 +6,7 @@
 mod agent;
 mod appliance;
 mod bad_input;
+mod conformance;
 mod crash;
 mod gateway;
 mod kafka;
