@@ -18,3 +18,4 @@ mod shared;
 mod simulation;
 mod support;
 mod tidy;
+mod transports;

@@ -4,7 +4,6 @@
 //! nothing costs [`TLS_BYTES_MAX`].
 
 use std::io::{self, IoSlice, Read as _, Write as _};
-use std::net::Shutdown;
 
 use rustls::ServerConnection;
 
@@ -169,12 +168,12 @@ impl Lower {
 
     /// Tells the peer that nothing more comes; says whether that is on its way.
     pub(super) fn finish(&mut self) -> io::Result<bool> {
-        if let Some(tls) = &mut self.tls {
+        if let Some(tls) = self.tls.as_mut().filter(|tls| !tls.is_handshaking()) {
             tls.send_close_notify();
         }
         let flushed = self.flush()?;
         if flushed {
-            let _ = self.net.shutdown(Shutdown::Write);
+            let _ = self.net.end_writing();
         }
         Ok(flushed)
     }

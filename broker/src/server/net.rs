@@ -24,10 +24,11 @@ impl Net {
         }
     }
 
-    pub(super) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+    /// Tells the peer that nothing more comes.
+    pub(super) fn end_writing(&self) -> io::Result<()> {
         match self {
-            Self::Tcp(stream) => stream.shutdown(how),
-            Self::Unix(stream) => stream.shutdown(how),
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
         }
     }
 }

@@ -404,7 +404,8 @@ impl Shard {
         }
         if now.monotonic >= self.broken_at {
             self.broken_at = now.monotonic + BROKEN_INTERVAL;
-            tracing::info!(peer = ?self.broker.peer(key), reason = %broken, "refusing a connection");
+            let peer = self.broker.peer(key).map(tracing::field::display);
+            tracing::info!(peer, reason = %broken, "refusing a connection");
         }
         self.broker.break_off(key, broken.reason(), now, &mut self.appender);
     }

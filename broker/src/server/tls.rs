@@ -21,7 +21,7 @@ use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
 /// `id-at-commonName` (X.520).
-const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
+const CN: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 
 /// The files, all PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,7 +188,7 @@ fn unreadable(what: &'static str, path: &Path, error: PemError) -> CertificateEr
 pub(super) fn identity(certificate: &CertificateDer<'_>) -> Option<String> {
     let certificate = Certificate::from_der(certificate).ok()?;
     let certificate = certificate.tbs_certificate();
-    let named = certificate.subject().iter().filter(|attribute| attribute.oid == COMMON_NAME);
+    let named = certificate.subject().iter().filter(|attribute| attribute.oid == CN);
     let common = named.filter_map(|attribute| text(&attribute.value)).find(|name| !name.is_empty());
     if common.is_some() {
         return common;

@@ -147,6 +147,12 @@ impl Tidegate {
         process::ended(&mut child, PATIENCE).await
     }
 
+    /// Waits until it has ended by itself.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("it was started");
+        process::ended(&mut child, PATIENCE).await
+    }
+
     /// Kills it, starts it on the same data and waits until it is ready.
     pub(crate) async fn crash_and_restart(&mut self) {
         self.kill();
