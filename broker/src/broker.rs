@@ -66,7 +66,8 @@ pub struct Limits {
     /// The longest Session Expiry Interval in seconds; a longer wish is lowered to it, also for MQTT 3 clients
     /// without clean session.
     pub session_expiry_s: u32,
-    /// The longest Keep Alive in seconds that is granted; 0 means any.
+    /// The longest Keep Alive in seconds that is granted to an MQTT 5 client, which is told (MQTT 3 has no word for
+    /// it); a client may turn it off. 0 means any.
     pub keep_alive_s: u16,
     /// Time from the connection to its CONNECT packet; then it is closed.
     pub connect_timeout: Duration,
@@ -82,7 +83,7 @@ impl Default for Limits {
             in_flight: 4_096,
             receive_maximum: 1_024,
             session_expiry_s: 7 * 24 * 3_600,
-            keep_alive_s: 0,
+            keep_alive_s: 60,
             connect_timeout: Duration::from_secs(10),
             outgoing_bytes: 1 << 20,
         }

@@ -238,7 +238,9 @@ pub(super) const KEYS: &[Key] = &[
         "mqtt.max_keep_alive",
         mqtt.limits.keep_alive_s,
         Seconds(Period { min: Duration::ZERO, max: Duration::from_secs(u16::MAX as u64) }),
-        "The longest Keep Alive that is granted; 0s grants any."
+        "The longest Keep Alive that is granted: within one and a half times this it is noticed that a device is \
+         gone. Version 5 clients are told it; version 3 clients cannot be, and keep their own. A client may turn it \
+         off. 0s grants any."
     ),
     key!(
         "mqtt.connect_timeout",

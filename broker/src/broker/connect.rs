@@ -196,7 +196,8 @@ impl Broker {
             (wished, 0) => wished,
             // MQTT 3 cannot be told another one, so its own holds [MQTT-3.1.2-24].
             (wished, _) if !connect.version.is_v5() => wished,
-            (0, longest) => longest,
+            // Who turns it off has chosen to; whoever is limited sends something in time.
+            (0, _) => 0,
             (wished, longest) => wished.min(longest),
         };
         let in_flight_max = self.limits.in_flight.min(connect.receive_maximum);

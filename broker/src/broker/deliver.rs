@@ -620,8 +620,20 @@ impl Broker {
     }
 
     pub(super) fn handle_pubcomp(&mut self, key: Key, ack: &Ack<'_>, now: Now, log: &mut dyn Append) {
-        if self.delivery(key, ack.packet_id, Qos::ExactlyOnce, now, log).is_some() {
-            self.complete(key, ack.packet_id, log);
+        let Some((session_key, _)) = self.delivery(key, ack.packet_id, Qos::ExactlyOnce, now, log) else {
+            return;
+        };
+        let session = self.sessions.get_mut(session_key);
+        let stage =
+            session.and_then(|session| session.window.find(ack.packet_id)).map(|delivery| delivery.stage);
+        match stage {
+            Some(Stage::Released) => self.complete(key, ack.packet_id, log),
+            Some(Stage::Announced | Stage::Sent | Stage::Received) => {
+                // It answers a PUBREL that was not sent.
+                self.stats.protocol_errors_total += 1;
+                self.disconnect(key, ReasonCode::ProtocolError, now, log);
+            }
+            Some(Stage::Done) | None => {}
         }
     }
 

@@ -164,9 +164,14 @@ fn a_keep_alive_beyond_the_limit_is_lowered_and_told() {
     assert_eq!(value(&properties, property::SERVER_KEEP_ALIVE), Some(&[0, 1][..]));
     client.expect_disconnect(0x8D);
     old.expect_nothing_but_pingresp();
-    // One within the limit is granted as it is [MQTT-3.2.2-22].
-    let within = Connect { keep_alive_s: 1, ..Connect::fresh(5) };
-    assert_eq!(value(&Client::accepted(short.mqtt, &within).2, property::SERVER_KEEP_ALIVE), None);
+    // One within the limit, or none at all, is granted as it is [MQTT-3.2.2-22].
+    for keep_alive_s in [0, 1] {
+        let within = Connect { keep_alive_s, ..Connect::fresh(5) };
+        assert_eq!(value(&Client::accepted(short.mqtt, &within).2, property::SERVER_KEEP_ALIVE), None);
+    }
+    // Without a setting it is a minute.
+    let told = connack(&Connect { keep_alive_s: 120, ..Connect::fresh(5) });
+    assert_eq!(value(&told, property::SERVER_KEEP_ALIVE), Some(&[0, 60][..]));
 }
 
 #[test]
