@@ -12,6 +12,7 @@ mod qos;
 mod reasons;
 mod retained;
 mod sessions;
+mod shared;
 mod subscriptions;
 mod table;
 mod topics;
