@@ -15,16 +15,21 @@
 mod aliases;
 mod connect;
 mod deliver;
+mod gate;
+mod limits;
 mod outbox;
 mod publish;
+mod rate;
 mod restore;
 mod shared;
+mod stats;
 mod subscribe;
+mod system;
 #[cfg(test)]
 mod tests;
+mod timers;
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,12 +37,18 @@ use std::time::Duration;
 use foldhash::HashMap;
 
 use self::aliases::OutgoingAliases;
+use self::gate::{Gated, Release};
+pub use self::limits::{Limit, LimitCounts, Limits, RateAction};
 pub use self::outbox::{Outbox, SHARED_BYTES_MIN};
+use self::rate::{Bucket, Rates};
+pub use self::rate::{Gauges, REFUSED_CONNECTIONS_MAX};
 pub use self::restore::RestoreError;
 use self::shared::Group;
+pub use self::stats::{Counts, DropReason, RefusalReason, Stats};
+use self::system::{Ending, System};
+use self::timers::Timers;
 use crate::auth::{Access, Identity};
 use crate::mqtt::{self, DecodeError, Decoded, Disconnect, Packet, ReasonCode, Version, encode};
-use crate::plant::{self, Bug};
 use crate::record::{Append, Appended, Batch, Offset, Refused, Timestamp};
 use crate::retained::RetainedStore;
 use crate::router::{Matches, Router};
@@ -45,50 +56,14 @@ use crate::session::Session;
 use crate::slots::{Key, Slots};
 use crate::topic::TopicFilter;
 
-/// How often kept sessions tell the journal how far they are.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
-
 /// The topic aliases a client may use.
 const TOPIC_ALIASES_MAX: u16 = 64;
 
-/// What one client may use. What happens at each limit stands beside it.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Connections at one time; one more is closed at once.
-    pub connections: usize,
-    /// Bytes of one packet; a larger one closes the connection with 0x95.
-    pub packet_bytes: usize,
-    /// Unacknowledged QoS 1 and 2 publishes the broker sends to one client; more wait in the journal.
-    pub in_flight: u16,
-    /// QoS 1 and 2 publishes one client may have unacknowledged (our Receive Maximum); a v5 client that sends
-    /// more is disconnected with 0x93.
-    pub receive_maximum: u16,
-    /// The longest Session Expiry Interval in seconds; a longer wish is lowered to it, also for MQTT 3 clients
-    /// without clean session.
-    pub session_expiry_s: u32,
-    /// The longest Keep Alive in seconds that is granted to an MQTT 5 client, which is told (MQTT 3 has no word for
-    /// it); a client may turn it off. 0 means any.
-    pub keep_alive_s: u16,
-    /// Time from the connection to its CONNECT packet; then it is closed.
-    pub connect_timeout: Duration,
-    /// Bytes waiting to be sent to one client; a slower reader leaves the live tail and reads the journal.
-    pub outgoing_bytes: usize,
-}
+/// Answers that may wait for a client besides the deliveries: beyond these nothing is read from it.
+const OUTBOX_BYTES_SPARE: usize = 64 * 1_024;
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 100_000,
-            packet_bytes: 1 << 20,
-            in_flight: 4_096,
-            receive_maximum: 1_024,
-            session_expiry_s: 7 * 24 * 3_600,
-            keep_alive_s: 60,
-            connect_timeout: Duration::from_secs(10),
-            outgoing_bytes: 1 << 20,
-        }
-    }
-}
+/// SUBSCRIBE and UNSUBSCRIBE packets taken from one client before others have their turn.
+const SUBSCRIBES_PER_TURN: usize = 256;
 
 /// The time of an input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,28 +93,6 @@ pub enum Received {
     },
     /// The connection is closing; nothing more is taken from it.
     Closing,
-}
-
-/// Totals since the start, and current counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Stats {
-    pub connections: u64,
-    pub connections_total: u64,
-    pub connections_refused_total: u64,
-    pub sessions: u64,
-    pub subscriptions: u64,
-    pub shared_subscriptions: u64,
-    pub retained: u64,
-    pub packets_in_total: u64,
-    pub packets_out_total: u64,
-    pub bytes_in_total: u64,
-    pub bytes_out_total: u64,
-    pub publishes_in_total: u64,
-    pub publishes_out_total: u64,
-    pub publishes_refused_total: u64,
-    pub publishes_dropped_total: u64,
-    pub protocol_errors_total: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,30 +131,31 @@ struct Connection {
     /// Those of what is sent, if the client takes any.
     aliases_out: Option<Box<OutgoingAliases>>,
     in_output: bool,
-    held: bool,
+    /// Why nothing is read from it.
+    hold: Option<Hold>,
+    /// Whether the network has taken something from it since its silence was last looked at.
+    took_output: bool,
+    /// When its silence is looked at next; zero means never.
+    silence_at: Duration,
+    /// Why it ends, once that is known.
+    ending: Ending,
+    /// How its CONNECT must be answered, because a limit was reached when it came.
+    refusal: Option<ReasonCode>,
+    /// Where rates are limited.
+    rates: Option<Box<Rates>>,
 }
 
-/// Something that leaves when every entry before `gate` is durable.
-#[derive(Debug)]
-struct Gated {
-    gate: Offset,
-    connection: Key,
-    release: Release,
-}
-
-#[derive(Debug)]
-enum Release {
-    PubAck(u16, ReasonCode),
-    PubRec(u16, ReasonCode),
-    PubComp(u16, ReasonCode),
-    /// To a subscriber: the journal knows that it has the publish.
-    PubRel(u16),
-    /// To a subscriber: the journal knows the Packet Identifier of this QoS 2 delivery.
-    Announced(u16),
-    /// An encoded packet.
-    Packet(Box<[u8]>),
-    /// A local publish, by its token.
-    Local(u64, Offset),
+/// Why nothing is read from a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    /// The journal or the memory has no room for what it publishes.
+    Room,
+    /// It publishes faster than it may.
+    Rate,
+    /// It lets too many answers wait.
+    Outbox,
+    /// It has had its turn, and the others have theirs.
+    Turn,
 }
 
 /// A record that goes to these sessions when it is durable.
@@ -220,18 +174,6 @@ pub enum ReadFor {
     Session(Key),
     /// The group of a shared subscription that is behind.
     Group(Key),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Timer {
-    /// A connection may have been silent too long, or have sent no CONNECT.
-    Silence(Key),
-    /// A session may have expired.
-    Expiry(Key),
-    /// A Will may be due.
-    Will(Key),
-    /// Kept sessions tell the journal how far they are.
-    Progress,
 }
 
 /// The broker core.
@@ -262,8 +204,23 @@ pub struct Broker {
     output: VecDeque<Key>,
     resumed: VecDeque<Key>,
     held: Vec<Key>,
+    /// Bytes of the packets in `gated`.
+    gated_bytes: usize,
+    /// Connections with a `refusal`.
+    refused_connections: usize,
+    connects: Bucket,
+    /// Counted only where they are limited.
+    per_address: HashMap<IpAddr, usize>,
+    is_over_memory: bool,
+    gauges: Gauges,
+    system: System,
+    /// Sessions that have acknowledged something since the journal was last told.
+    progressing: Vec<Key>,
+    /// The places at which the next turns through sessions and connections begin.
+    quiet_next: usize,
+    retry_next: usize,
     local_done: VecDeque<(u64, Result<Offset, Refused>)>,
-    timers: BinaryHeap<Reverse<(Duration, Timer)>>,
+    timers: Timers,
     stats: Stats,
     scratch: Vec<u8>,
 }
@@ -294,20 +251,34 @@ impl Broker {
             output: VecDeque::new(),
             resumed: VecDeque::new(),
             held: Vec::new(),
+            gated_bytes: 0,
+            refused_connections: 0,
+            connects: Bucket::default(),
+            per_address: HashMap::default(),
+            is_over_memory: false,
+            gauges: Gauges::default(),
+            system: System::default(),
+            progressing: Vec::new(),
+            quiet_next: 0,
+            retry_next: 0,
             local_done: VecDeque::new(),
-            timers: BinaryHeap::new(),
+            timers: Timers::default(),
             stats: Stats::default(),
             scratch: Vec::new(),
         }
     }
 
-    /// A connection was accepted. `None` when there are too many; the caller closes it.
+    /// A connection was accepted. Where a limit was reached it stays until its CONNECT can be answered; `None` when
+    /// there are too many of those as well, and the caller closes it.
     pub fn open(&mut self, peer: IpAddr, now: Now) -> Option<Key> {
-        if self.connections.len() >= self.limits.connections {
+        self.stats.connections_total += 1;
+        let refusal = self.over_limit(peer, now);
+        if refusal.is_some() && self.refused_connections >= REFUSED_CONNECTIONS_MAX {
             self.stats.connections_refused_total += 1;
             return None;
         }
-        self.stats.connections_total += 1;
+        self.refused_connections += usize::from(refusal.is_some());
+        self.count_address(peer);
         let key = self.connections.insert(Connection {
             peer,
             stage: Stage::AwaitingConnect,
@@ -326,9 +297,15 @@ impl Broker {
             aliases: Vec::new(),
             aliases_out: None,
             in_output: false,
-            held: false,
+            hold: None,
+            took_output: false,
+            silence_at: Duration::ZERO,
+            ending: Ending::Lost,
+            refusal,
+            rates: None,
         });
-        self.timers.push(Reverse((now.monotonic + self.limits.connect_timeout, Timer::Silence(key))));
+        self.watch_silence(key);
+        self.thin_timers();
         Some(key)
     }
 
@@ -336,14 +313,6 @@ impl Broker {
     pub fn set_certificate(&mut self, key: Key, name: &str) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.certificate = Some(name.into());
-        }
-    }
-
-    /// The connection comes from `peer` and not from where it seemed to: a proxy said so. To be called before
-    /// anything is received.
-    pub fn set_peer(&mut self, key: Key, peer: IpAddr) {
-        if let Some(connection) = self.connections.get_mut(key) {
-            connection.peer = peer;
         }
     }
 
@@ -362,15 +331,28 @@ impl Broker {
     /// Bytes were read from a connection. They begin where the last call's `consumed` ended.
     pub fn receive(&mut self, key: Key, bytes: &[u8], now: Now, log: &mut dyn Append) -> Received {
         let mut consumed = 0;
+        let mut subscribes = 0;
+        // What is delivered to a client alone never takes more, so a client cannot be kept from acknowledging.
+        let outbox_bytes_max = self.limits.outgoing_bytes + self.limits.packet_bytes + OUTBOX_BYTES_SPARE;
         let received = loop {
             let Some(connection) = self.connections.get_mut(key) else { return Received::Closing };
             let rest = &bytes[consumed..];
             let step = match connection.stage {
                 Stage::Closing => return Received::Closing,
                 Stage::AwaitingConnect => self.receive_connect(key, rest, now, log),
+                Stage::Connected if connection.outbox.len() > outbox_bytes_max => {
+                    connection.hold = Some(Hold::Outbox);
+                    self.reached(Limit::OutgoingBytes);
+                    Step::NotNow
+                }
+                Stage::Connected if subscribes >= SUBSCRIBES_PER_TURN => {
+                    connection.hold = Some(Hold::Turn);
+                    self.resume_from(key, Hold::Turn);
+                    Step::NotNow
+                }
                 Stage::Connected => {
-                    connection.heard_at = now.monotonic;
                     let version = connection.version;
+                    subscribes += usize::from(matches!(rest.first(), Some(0x82 | 0xA2)));
                     self.receive_packet(key, version, rest, now, log)
                 }
             };
@@ -382,6 +364,12 @@ impl Broker {
             }
         };
         self.stats.bytes_in_total += consumed as u64;
+        if consumed > 0
+            && let Some(connection) = self.connections.get_mut(key)
+        {
+            // Whole packets count, not bytes [MQTT-3.1.2-22].
+            connection.heard_at = now.monotonic;
+        }
         received
     }
 
@@ -395,6 +383,7 @@ impl Broker {
             }
             Err(error) => {
                 error.answer(self.outbox(key));
+                self.count_decode_error(&error.error);
                 self.reject(key, &error);
                 Step::Wrong
             }
@@ -420,10 +409,22 @@ impl Broker {
             }
             Err(error) => {
                 tracing::debug!(client = self.client_of(key), %error, "closing a connection");
-                self.stats.protocol_errors_total += 1;
+                self.count_decode_error(&error);
                 self.disconnect_for(key, &error, now, log);
                 Step::Wrong
             }
+        }
+    }
+
+    fn count_decode_error(&mut self, error: &DecodeError) {
+        self.stats.protocol_errors_total += 1;
+        match error {
+            DecodeError::TooLarge { .. } => self.reached(Limit::PacketBytes),
+            DecodeError::TopicLevels => self.reached(Limit::TopicLevels),
+            DecodeError::Malformed { .. }
+            | DecodeError::Protocol { .. }
+            | DecodeError::TopicAlias
+            | DecodeError::UnsupportedVersion { .. } => {}
         }
     }
 
@@ -467,7 +468,9 @@ impl Broker {
     /// The connection was closed by the client or the network.
     pub fn closed(&mut self, key: Key, now: Now, log: &mut dyn Append) {
         self.leave(key, Leaving::Lost, now, log);
-        self.connections.remove(key);
+        let Some(connection) = self.connections.remove(key) else { return };
+        self.refused_connections -= usize::from(connection.refusal.is_some());
+        self.discount_address(connection.peer);
     }
 
     /// Entries up to the end of `batch` are durable. Batches come in order and without gaps.
@@ -476,31 +479,6 @@ impl Broker {
         self.durable_end = batch.end();
         self.release();
         self.deliver_durable(batch, now, log);
-    }
-
-    /// When [`Broker::handle_timeout`] wants to be called next.
-    pub fn poll_timeout(&self) -> Option<Duration> {
-        self.timers.peek().map(|Reverse((at, _))| *at)
-    }
-
-    /// Time has passed.
-    pub fn handle_timeout(&mut self, now: Now, log: &mut dyn Append) {
-        while let Some(&Reverse((at, timer))) = self.timers.peek() {
-            if at > now.monotonic {
-                return;
-            }
-            self.timers.pop();
-            match timer {
-                Timer::Silence(key) => self.check_silence(key, now, log),
-                Timer::Expiry(key) => self.check_expiry(key, now, log),
-                Timer::Will(key) => self.check_will(key, now, log),
-                Timer::Progress => {
-                    self.save_progress(log);
-                    self.retry_reads();
-                    self.timers.push(Reverse((now.monotonic + PROGRESS_INTERVAL, Timer::Progress)));
-                }
-            }
-        }
     }
 
     /// The next connection that has something to write or is to be closed.
@@ -532,9 +510,14 @@ impl Broker {
     /// Part of a connection's output was written, so that there may be room for more.
     pub fn written(&mut self, key: Key, bytes: usize) {
         self.stats.bytes_out_total += bytes as u64;
-        let Some(connection) = self.connections.get(key) else { return };
-        let Some(session) = connection.session else { return };
-        if connection.outbox.len() <= self.limits.outgoing_bytes / 2 {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.took_output = true;
+        if connection.outbox.len() > self.limits.outgoing_bytes / 2 {
+            return;
+        }
+        let session = connection.session;
+        self.resume_from(key, Hold::Outbox);
+        if let Some(session) = session {
             self.want_read(session);
         }
     }
@@ -544,17 +527,22 @@ impl Broker {
         self.resumed.pop_front()
     }
 
-    /// The journal has room again: connections that were held back go on.
+    /// How many connections wait to have bytes offered again.
+    pub fn resuming(&self) -> usize {
+        self.resumed.len()
+    }
+
+    /// The journal has room again: connections that were held back go on, unless it is the memory that has none.
     pub fn handle_room(&mut self) {
-        for key in self.held.drain(..) {
-            if let Some(connection) = self.connections.get_mut(key) {
-                connection.held = false;
-                self.resumed.push_back(key);
-            }
+        if self.is_over_memory {
+            return;
+        }
+        for key in std::mem::take(&mut self.held) {
+            self.resume_from(key, Hold::Room);
         }
     }
 
-    /// Whether connections are held back.
+    /// Whether connections are held back until there is room.
     pub const fn is_holding(&self) -> bool {
         !self.held.is_empty()
     }
@@ -583,6 +571,7 @@ impl Broker {
         for key in waiting.map(|(key, _)| key).collect::<Vec<_>>() {
             self.disconnect(key, ReasonCode::ImplementationSpecificError, now, log);
         }
+        self.gated_bytes = 0;
         for gated in self.gated.drain(..) {
             if let Release::Local(token, _) = gated.release {
                 self.local_done.push_back((token, Err(Refused::Failed)));
@@ -599,6 +588,10 @@ impl Broker {
             subscriptions: (self.router.len() + self.shared_subscriptions) as u64,
             shared_subscriptions: self.shared_subscriptions as u64,
             retained: self.retained.len() as u64,
+            retained_bytes: self.retained.bytes() as u64,
+            memory_bytes: self.gauges.memory_bytes,
+            journal_entries: self.gauges.journal_entries,
+            journal_bytes: self.gauges.journal_bytes,
             ..self.stats
         }
     }
@@ -631,71 +624,6 @@ impl Broker {
         self.sessions.get(session).map(|session| &*session.client)
     }
 
-    /// Queues `release` until every entry before `gate` is durable. When nothing else waits and it is durable
-    /// already, it leaves at once.
-    fn gate(&mut self, gate: Offset, connection: Key, release: Release) {
-        let at_once = (gate <= self.durable_end && self.gated.is_empty()) || plant::is(Bug::AckBeforeDurable);
-        if at_once {
-            self.let_go(connection, release);
-        } else {
-            self.gated.push_back(Gated { gate, connection, release });
-        }
-    }
-
-    fn release(&mut self) {
-        while let Some(gated) = self.gated.front() {
-            if gated.gate > self.durable_end {
-                return;
-            }
-            let Some(Gated { connection, release, .. }) = self.gated.pop_front() else { return };
-            self.let_go(connection, release);
-        }
-    }
-
-    fn let_go(&mut self, key: Key, release: Release) {
-        if let Release::Local(token, offset) = release {
-            self.local_done.push_back((token, Ok(offset)));
-            return;
-        }
-        let Some(connection) = self.connections.get_mut(key) else { return };
-        if connection.stage == Stage::Closing {
-            return;
-        }
-        let version = connection.version;
-        match release {
-            Release::Announced(packet_id) => {
-                self.send_announced(key, packet_id);
-                return;
-            }
-            Release::PubRel(packet_id) => {
-                self.send_pubrel(key, packet_id);
-                return;
-            }
-            Release::PubAck(..) | Release::PubRec(..) | Release::PubComp(..) => {}
-            // Retained records of a subscription wait for the same gate as its SUBACK.
-            Release::Packet(_) | Release::Local(..) => {
-                // The first packet of a connection is its CONNACK.
-                connection.greeted = true;
-                if let Some(session) = connection.session {
-                    self.want_read(session);
-                }
-            }
-        }
-        let Some(connection) = self.connections.get_mut(key) else { return };
-        if finishes_publish(&release) {
-            connection.unacknowledged = connection.unacknowledged.saturating_sub(1);
-        }
-        self.stats.packets_out_total += 1;
-        let out = self.outbox(key);
-        match release {
-            Release::PubAck(packet_id, reason) => encode::puback(out, version, packet_id, reason),
-            Release::PubRec(packet_id, reason) => encode::pubrec(out, version, packet_id, reason),
-            Release::PubComp(packet_id, reason) => encode::pubcomp(out, version, packet_id, reason),
-            Release::Packet(bytes) => out.extend_from_slice(&bytes),
-            Release::PubRel(_) | Release::Announced(_) | Release::Local(..) => {}
-        }
-    }
-
     /// Ends a connection from our side, as an error of the client or by decision: its Will is published.
     fn disconnect(&mut self, key: Key, reason: ReasonCode, now: Now, log: &mut dyn Append) {
         self.finish_with(key, reason);
@@ -717,6 +645,9 @@ impl Broker {
             self.disconnect(key, error.reason(), now, log);
             return;
         }
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.ending = Ending::Told(error.reason());
+        }
         self.outbox(key).extend_from_slice(&packet);
         self.stats.packets_out_total += 1;
         self.close(key);
@@ -737,7 +668,8 @@ impl Broker {
 
     /// Writes the DISCONNECT that v5 clients get and lets the shell close the connection after it.
     fn finish_with(&mut self, key: Key, reason: ReasonCode) {
-        let Some(connection) = self.connections.get(key) else { return };
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.ending = Ending::Told(reason);
         let version = connection.version;
         if connection.greeted && version.is_v5() {
             encode::disconnect(self.outbox(key), version, &Disconnect::new(reason));
@@ -751,32 +683,6 @@ impl Broker {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.stage = Stage::Closing;
         }
-    }
-
-    fn check_silence(&mut self, key: Key, now: Now, log: &mut dyn Append) {
-        let Some(connection) = self.connections.get_mut(key) else { return };
-        if connection.silence_max.is_zero() || connection.stage == Stage::Closing {
-            return;
-        }
-        if connection.held {
-            // It is not the client that is silent: nothing is read from it.
-            connection.heard_at = now.monotonic;
-        }
-        let due = connection.heard_at + connection.silence_max;
-        if due > now.monotonic {
-            self.timers.push(Reverse((due, Timer::Silence(key))));
-            return;
-        }
-        tracing::debug!(client = self.client_of(key), "closing a silent connection");
-        self.disconnect(key, ReasonCode::KeepAliveTimeout, now, log);
-    }
-}
-
-const fn finishes_publish(release: &Release) -> bool {
-    match release {
-        Release::PubAck(..) | Release::PubComp(..) => true,
-        Release::PubRec(_, reason) => reason.as_u8() >= 0x80,
-        Release::PubRel(_) | Release::Announced(_) | Release::Packet(_) | Release::Local(..) => false,
     }
 }
 

@@ -3,6 +3,9 @@
 //! Read in the order of the data: [`mqtt`] turns bytes into packets, [`broker`] decides what they mean with the
 //! help of [`session`], [`router`] and [`retained`], [`journal`] makes it durable, [`server`] holds the sockets.
 
+/// The version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 pub mod auth;
 pub mod broker;
 pub mod journal;

@@ -58,6 +58,14 @@ impl Retained {
         }
     }
 
+    /// The bytes that `record` takes when it is retained, without what its place among the others takes.
+    pub const fn bytes_of(record: &Record<'_>) -> usize {
+        record.client.len()
+            + record.topic.as_str().len()
+            + record.properties.encoded().len()
+            + record.payload.len()
+    }
+
     /// Whether its Message Expiry Interval is over [MQTT-3.3.2-5].
     pub fn is_expired(&self, now: Timestamp) -> bool {
         let record = self.record();
@@ -92,7 +100,7 @@ struct Node {
 pub struct RetainedStore {
     root: Node,
     records: usize,
-    payload_bytes: usize,
+    bytes: usize,
 }
 
 impl RetainedStore {
@@ -106,9 +114,18 @@ impl RetainedStore {
         self.records == 0
     }
 
-    /// The payloads of all retained records together.
-    pub const fn payload_bytes(&self) -> usize {
-        self.payload_bytes
+    /// The bytes of all retained records together.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The record of `topic`.
+    pub fn of_topic(&self, topic: TopicName<'_>) -> Option<&Retained> {
+        let mut node = &self.root;
+        for level in topic.levels() {
+            node = node.below.get(level)?;
+        }
+        node.here.as_deref()
     }
 
     /// Takes in a record that was published with RETAIN.
@@ -129,9 +146,9 @@ impl RetainedStore {
             }
             node = node.below.get_mut(level).expect("it was put in a line above");
         }
-        self.payload_bytes += retained.payload.len();
+        self.bytes += Retained::bytes_of(&retained.record());
         match node.here.replace(Arc::new(retained)) {
-            Some(earlier) => self.payload_bytes -= earlier.payload.len(),
+            Some(earlier) => self.bytes -= Retained::bytes_of(&earlier.record()),
             None => self.records += 1,
         }
     }
@@ -141,7 +158,7 @@ impl RetainedStore {
         let levels: SmallVec<[&str; 16]> = topic.levels().collect();
         if let Some(removed) = remove(&mut self.root, &levels) {
             self.records -= 1;
-            self.payload_bytes -= removed.payload.len();
+            self.bytes -= Retained::bytes_of(&removed.record());
         }
     }
 
@@ -246,11 +263,13 @@ mod tests {
         let mut store = RetainedStore::default();
         publish(&mut store, "a/b", b"1");
         publish(&mut store, "a/b", b"22");
-        assert_eq!((store.len(), store.payload_bytes()), (1, 2));
+        assert_eq!((store.len(), store.bytes()), (1, "c".len() + "a/b".len() + "22".len()));
+        assert_eq!(store.of_topic(TopicName::new("a/b").unwrap()).unwrap().payload[..], b"22"[..]);
+        assert!(store.of_topic(TopicName::new("a").unwrap()).is_none());
         publish(&mut store, "a", b"");
         publish(&mut store, "a/b", b"");
         publish(&mut store, "a/b", b"");
-        assert_eq!((store.len(), store.payload_bytes()), (0, 0));
+        assert_eq!((store.len(), store.bytes()), (0, 0));
         assert!(store.root.below.is_empty());
     }
 }

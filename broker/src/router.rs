@@ -16,6 +16,9 @@ use crate::topic::{TopicFilter, TopicName};
 /// How many topics' matches are remembered. When it is reached, all are forgotten and worked out anew.
 const REMEMBERED_TOPICS_MAX: usize = 16_384;
 
+/// How many bytes the remembered topics and their matches may take, likewise.
+const REMEMBERED_BYTES_MAX: usize = 16 << 20;
+
 /// What a session asked for with one filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SubscriptionOptions {
@@ -118,13 +121,20 @@ impl Node {
 pub struct Router {
     root: Node,
     remembered: HashMap<Box<str>, Matches>,
+    remembered_bytes: usize,
     nobody: Matches,
     subscriptions: usize,
 }
 
 impl Default for Router {
     fn default() -> Self {
-        Self { root: Node::default(), remembered: HashMap::new(), nobody: Arc::new([]), subscriptions: 0 }
+        Self {
+            root: Node::default(),
+            remembered: HashMap::new(),
+            remembered_bytes: 0,
+            nobody: Arc::new([]),
+            subscriptions: 0,
+        }
     }
 }
 
@@ -141,7 +151,7 @@ impl Router {
 
     /// Adds a subscription, or replaces the session's earlier one with the same filter [MQTT-3.8.4-3].
     pub fn subscribe(&mut self, filter: &TopicFilter, session: Key, options: SubscriptionOptions) {
-        self.remembered.clear();
+        self.forget();
         let mut node = &mut self.root;
         let mut everything_below = false;
         for level in filter.levels() {
@@ -166,7 +176,7 @@ impl Router {
 
     /// Removes a subscription; says whether there was one.
     pub fn unsubscribe(&mut self, filter: &TopicFilter, session: Key) -> bool {
-        self.remembered.clear();
+        self.forget();
         let levels: SmallVec<[&str; 16]> = filter.levels().collect();
         let removed = remove(&mut self.root, &levels, session);
         self.subscriptions -= usize::from(removed);
@@ -187,11 +197,27 @@ impl Router {
             return Arc::clone(matches);
         }
         let matches = self.work_out(topic);
-        if self.remembered.len() >= REMEMBERED_TOPICS_MAX {
-            self.remembered.clear();
+        self.remembered_bytes += topic.as_str().len() + size_of_val(&*matches);
+        if self.remembered.len() >= REMEMBERED_TOPICS_MAX || self.remembered_bytes > REMEMBERED_BYTES_MAX {
+            self.forget();
         }
         self.remembered.insert(topic.as_str().into(), Arc::clone(&matches));
         matches
+    }
+
+    /// The same, without remembering it: for topics that hardly come again.
+    pub fn look_up(&self, topic: TopicName<'_>) -> Matches {
+        if self.subscriptions == 0 { Arc::clone(&self.nobody) } else { self.work_out(topic) }
+    }
+
+    /// Whether a filter has `level` as its first level.
+    pub fn has_below(&self, level: &str) -> bool {
+        self.root.below.contains_key(level)
+    }
+
+    fn forget(&mut self) {
+        self.remembered.clear();
+        self.remembered_bytes = 0;
     }
 
     fn work_out(&self, topic: TopicName<'_>) -> Matches {

@@ -89,6 +89,18 @@ impl<T> Slots<T> {
         self.iter().map(|(key, _)| key).collect()
     }
 
+    /// How many places there are, used or free.
+    pub const fn places(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The keys of what is in `count` places, beginning with place `from`.
+    pub fn keys_from(&self, from: usize, count: usize) -> Vec<Key> {
+        let places = self.slots.iter().enumerate().skip(from).take(count);
+        let used = places.filter(|(_, slot)| slot.value.is_some());
+        used.map(|(index, slot)| Key { index: index as u32, generation: slot.generation }).collect()
+    }
+
     /// All values with their keys.
     pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
         self.slots.iter().enumerate().filter_map(|(index, slot)| {
@@ -112,5 +124,10 @@ mod tests {
         assert_eq!((slots.get(first), slots.get(second)), (None, Some(&"second")));
         assert_eq!(slots.remove(first), None);
         assert_eq!(slots.len(), 1);
+        let third = slots.insert("third");
+        slots.remove(second);
+        assert_eq!(slots.keys_from(0, 1), []);
+        assert_eq!(slots.keys_from(0, 9), [third]);
+        assert_eq!((slots.keys_from(1, 1), slots.keys_from(2, 9)), (vec![third], vec![]));
     }
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tidegate_broker::auth::Anonymous;
 use tidegate_broker::journal::FullPolicy;
+use tidegate_broker::server::RateAction;
+use tidegate_broker::topic::TOPIC_LEVELS_MAX;
 
 use crate::kafka::HeaderStyle;
 
@@ -206,7 +208,8 @@ pub(super) const KEYS: &[Key] = &[
         "mqtt.max_connections",
         mqtt.limits.connections,
         Count { min: 1, max: 10_000_000 },
-        "Connections at one time; one more is refused with Reason Code 0x97. Each needs a file descriptor."
+        "Connections at one time; the CONNECT of one more is answered 0x97 (3 in version 3). Each needs a file \
+         descriptor."
     ),
     key!(
         "mqtt.max_packet_bytes",
@@ -252,7 +255,88 @@ pub(super) const KEYS: &[Key] = &[
         "mqtt.max_outgoing_bytes",
         mqtt.limits.outgoing_bytes,
         Size { min: 16 << 10, max: 1 << 30 },
-        "Bytes waiting to be sent to one client; a slower reader is served from the journal until it has caught up."
+        "Bytes waiting to be sent to one client; a slower reader is served from the journal until it has caught up, and \
+         nothing is read from a client that lets so many answers wait."
+    ),
+    key!(
+        "mqtt.sys_interval",
+        mqtt.limits.system_interval,
+        Period { min: Duration::ZERO, max: HOUR },
+        "How often the values below $SYS/broker are brought up to date; 0s switches them off."
+    ),
+    key!(
+        "limits.connections_per_address",
+        mqtt.limits.connections_per_address,
+        Count { min: 0, max: 10_000_000 },
+        "Connections from one address at one time; the CONNECT of one more is answered 0x97 (3 in version 3). 0 means \
+         any number."
+    ),
+    key!(
+        "limits.connect_rate",
+        mqtt.limits.connect_rate,
+        Count { min: 0, max: 1_000_000 },
+        "New connections per second, as many again at once after a quiet second; the CONNECT of one more is answered \
+         0x9F (3 in version 3). 0 means any number."
+    ),
+    key!(
+        "limits.publish_rate",
+        mqtt.limits.publish_rate,
+        Count { min: 0, max: 100_000_000 },
+        "Publishes one client may send per second, as many again at once after a quiet second; then see \
+         publish_rate_action. 0 means any number."
+    ),
+    key!(
+        "limits.publish_bytes_rate",
+        mqtt.limits.publish_bytes_rate,
+        Size { min: 0, max: 1 << 40 },
+        "Bytes of topics and payloads one client may publish per second, likewise. 0 means any number."
+    ),
+    key!(
+        "limits.publish_rate_action",
+        mqtt.limits.publish_rate_action,
+        Choice(&[("hold", RateAction::Hold), ("disconnect", RateAction::Disconnect)]),
+        "What happens to a client that publishes faster: hold (nothing is read from it until it may go on; nothing is \
+         lost) or disconnect (with Reason Code 0x96)."
+    ),
+    key!(
+        "limits.subscriptions",
+        mqtt.limits.subscriptions,
+        Count { min: 1, max: 1_000_000 },
+        "Topic Filters one session may subscribe to; one more is answered 0x97 (0x80 in version 3)."
+    ),
+    key!(
+        "limits.topic_levels",
+        mqtt.limits.topic_levels,
+        Count { min: 1, max: TOPIC_LEVELS_MAX as u64 },
+        "Levels of a topic; a deeper publish closes its connection with Reason Code 0x90, a deeper filter is answered \
+         0x8F (0x80 in version 3)."
+    ),
+    key!(
+        "limits.sessions",
+        mqtt.limits.sessions,
+        Count { min: 1, max: 100_000_000 },
+        "Sessions, with or without their client; a CONNECT that would make one more is answered 0x97 (3 in version 3)."
+    ),
+    key!(
+        "limits.retained",
+        mqtt.limits.retained,
+        Count { min: 0, max: 1_000_000_000 },
+        "Topics with a retained record; a publish that would make one more is answered 0x97, or carried without being \
+         retained in version 3 and at QoS 0."
+    ),
+    key!(
+        "limits.retained_bytes",
+        mqtt.limits.retained_bytes,
+        Size { min: 0, max: 1 << 40 },
+        "Bytes of all retained records together, likewise. They are kept in memory."
+    ),
+    key!(
+        "limits.memory_bytes",
+        mqtt.limits.memory_bytes,
+        Size { min: 0, max: 1 << 50 },
+        "Memory of the process. While it uses more, a new CONNECT is answered 0x97 (3 in version 3) and nothing is read \
+         from clients that publish: they have to wait, and nothing is lost. 0 means three quarters of what the machine \
+         or the container has."
     ),
     key!("http.listen", http.listen, Address, "Where HTTP, WebSocket and SSE are accepted. Also HOST and PORT."),
     key!(

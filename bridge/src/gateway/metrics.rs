@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use tidegate_broker::server::{Transport, TransportStats};
+use tidegate_broker::server::{DropReason, Limit, RefusalReason, Transport, TransportStats};
 
 use super::reply;
 use super::routes::App;
@@ -80,17 +80,27 @@ fn broker(app: &App, out: &mut Exposition) {
     out.family("tidegate_mqtt_transport_connections_total", Counter, "MQTT connections accepted by transport.", &by_transport(|stats| stats.connections_total));
     out.family("tidegate_mqtt_handshake_failures_total", Counter, "Connections that ended before their PROXY header, TLS or WebSocket handshake was done.",
         &by_transport(|stats| stats.handshake_failures_total));
+    out.one("tidegate_mqtt_sessions_connected", Gauge, "MQTT sessions whose client is connected.", stats.sessions_connected);
     out.one("tidegate_mqtt_sessions", Gauge, "MQTT sessions, connected or not.", stats.sessions);
     out.one("tidegate_mqtt_subscriptions", Gauge, "MQTT subscriptions.", stats.subscriptions);
+    out.one("tidegate_mqtt_sessions_expired_total", Counter, "MQTT sessions that ended because their client stayed away.", stats.sessions_expired_total);
     out.one("tidegate_mqtt_retained", Gauge, "Topics with a retained record.", stats.retained);
+    out.one("tidegate_mqtt_retained_bytes", Gauge, "Size of all retained records in bytes.", stats.retained_bytes);
     out.one("tidegate_mqtt_packets_received_total", Counter, "MQTT packets received.", stats.packets_in_total);
     out.one("tidegate_mqtt_packets_sent_total", Counter, "MQTT packets sent.", stats.packets_out_total);
     out.one("tidegate_mqtt_received_bytes_total", Counter, "Bytes received from MQTT clients.", stats.bytes_in_total);
     out.one("tidegate_mqtt_sent_bytes_total", Counter, "Bytes sent to MQTT clients.", stats.bytes_out_total);
     out.one("tidegate_publishes_accepted_total", Counter, "Publishes accepted.", stats.publishes_in_total);
     out.one("tidegate_publishes_sent_total", Counter, "Publishes sent to MQTT subscribers.", stats.publishes_out_total);
-    out.one("tidegate_publishes_refused_total", Counter, "Publishes refused.", stats.publishes_refused_total);
-    out.one("tidegate_publishes_dropped_total", Counter, "Publishes to MQTT subscribers dropped.", stats.publishes_dropped_total);
+    out.one("tidegate_publishes_sent_again_total", Counter, "Publishes sent once more to MQTT subscribers that had not acknowledged them.", stats.publishes_again_total);
+    out.one("tidegate_publishes_sent_stored_total", Counter, "Publishes sent to MQTT subscribers from the retained store, or below $SYS.", stats.publishes_stored_total);
+    out.family("tidegate_publishes_refused_total", Counter, "Publishes not accepted, by reason.",
+        &RefusalReason::ALL.map(|reason| (Some(("reason", reason.name())), stats.publishes_refused.of(reason))));
+    out.family("tidegate_publishes_dropped_total", Counter, "Accepted publishes that did not reach an MQTT subscriber, by reason.",
+        &DropReason::ALL.map(|reason| (Some(("reason", reason.name())), stats.publishes_dropped.of(reason))));
+    out.family("tidegate_mqtt_limit_reached_total", Counter, "Times that a limit was reached, by limit.",
+        &Limit::ALL.map(|limit| (Some(("limit", limit.name())), stats.limits.of(limit))));
+    out.one("tidegate_memory_bytes", Gauge, "Resident memory of the process.", stats.memory_bytes);
     out.one("tidegate_mqtt_protocol_errors_total", Counter, "MQTT connections closed for a protocol error.", stats.protocol_errors_total);
 }
 

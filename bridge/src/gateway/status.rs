@@ -35,7 +35,7 @@ impl App {
     pub(super) fn error_count(&self) -> u64 {
         let stats = self.publisher.stats();
         let rejected: u64 = self.parts.sinks.iter().map(|part| part.report().rejected).sum();
-        stats.publishes_refused_total + stats.protocol_errors_total + rejected
+        stats.publishes_refused.sum() + stats.protocol_errors_total + rejected
     }
 
     fn last_activity(&self) -> Option<String> {

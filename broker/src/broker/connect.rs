@@ -1,11 +1,11 @@
 //! How clients come and go: CONNECT, takeover, DISCONNECT, Wills, the end of sessions.
 
 use std::borrow::Cow;
-use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::aliases::OutgoingAliases;
-use super::{Broker, Leaving, Release, Stage, TOPIC_ALIASES_MAX, Timer};
+use super::timers::Timer;
+use super::{Broker, Ending, Leaving, Limit, Release, Stage, TOPIC_ALIASES_MAX};
 use crate::auth::{Denied, Identity, Login};
 use crate::broker::Now;
 use crate::mqtt::{ConnAck, Connect, ConnectError, Disconnect, ReasonCode, Version, encode};
@@ -22,7 +22,6 @@ impl Broker {
         if let Some(connection) = self.connections.get(key) {
             tracing::debug!(peer = %connection.peer, %error, "refusing a connection");
         }
-        self.stats.protocol_errors_total += 1;
         self.stats.connections_refused_total += 1;
         self.close(key);
     }
@@ -30,6 +29,10 @@ impl Broker {
     pub(super) fn handle_connect(&mut self, key: Key, connect: &Connect<'_>, now: Now, log: &mut dyn Append) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.version = connect.version;
+        if let Some(reason) = connection.refusal {
+            self.refuse(key, connect.version, reason);
+            return;
+        }
         if self.journal_failed {
             // Its CONNACK would wait for the entries before it.
             self.refuse(key, connect.version, ReasonCode::ServerUnavailable);
@@ -47,6 +50,11 @@ impl Broker {
                 self.refuse(key, connect.version, reason);
                 return;
             }
+        }
+        if let Some((limit, reason)) = self.limit_of_connect(client, connect) {
+            self.reached(limit);
+            self.refuse(key, connect.version, reason);
+            return;
         }
         match self.open_session(client, connect, now, log) {
             Ok((session, present)) => {
@@ -98,6 +106,15 @@ impl Broker {
         self.stats.packets_out_total += 1;
         encode::connack_refused(self.outbox(key), version, reason);
         self.close(key);
+    }
+
+    /// The limit that keeps a client out that may come in, and how it is told.
+    fn limit_of_connect(&self, client: &str, connect: &Connect<'_>) -> Option<(Limit, ReasonCode)> {
+        if self.sessions.len() >= self.limits.sessions && !self.by_client.contains_key(client) {
+            return Some((Limit::Sessions, ReasonCode::QuotaExceeded));
+        }
+        let will = connect.will.as_ref().filter(|will| self.is_too_deep(will.topic.as_str()));
+        will.map(|_| (Limit::TopicLevels, ReasonCode::TopicNameInvalid))
     }
 
     fn assign_client_id(&mut self) -> String {
@@ -205,15 +222,16 @@ impl Broker {
         connection.stage = Stage::Connected;
         connection.session = Some(session_key);
         connection.heard_at = now.monotonic;
+        if self.limits.publish_rate > 0 || self.limits.publish_bytes_rate > 0 {
+            connection.rates = Some(Box::default());
+        }
         // One and a half times the Keep Alive [MQTT-3.1.2-22].
         connection.silence_max = Duration::from_millis(u64::from(keep_alive_s) * 1_500);
         connection.in_flight_max = in_flight_max;
         connection.packet_bytes_max = connect.maximum_packet_bytes.map_or(usize::MAX, |bytes| bytes as usize);
         connection.takes_words = connect.request_problem_information;
         connection.aliases_out = OutgoingAliases::new(connect.topic_alias_maximum);
-        if !connection.silence_max.is_zero() {
-            self.timers.push(Reverse((now.monotonic + connection.silence_max, Timer::Silence(key))));
-        }
+        self.watch_silence(key);
         let session = self.sessions.get_mut(session_key).expect("it was opened for this connection");
         session.connection = Some(key);
         session.online_from = log.end();
@@ -238,6 +256,11 @@ impl Broker {
         let gate = if kept { log.end() } else { Offset(0) };
         self.answer(key, gate, packet, now, log);
         self.resume(key, session_key, &in_flight, log);
+        self.stats.connects_total += 1;
+        self.stats.sessions_connected += 1;
+        self.stats.sessions_connected_max =
+            self.stats.sessions_connected_max.max(self.stats.sessions_connected);
+        self.tell_connected(key, session_key, connect.clean_start, present, now);
     }
 
     /// Goes on with the deliveries that an earlier connection left unfinished [MQTT-4.4.0-1].
@@ -283,6 +306,9 @@ impl Broker {
             }
         }
         self.close(key);
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.ending = Ending::Told(disconnect.reason);
+        }
         // Only a normal disconnection leaves no Will [MQTT-3.1.2-8].
         let leaving = if disconnect.reason == ReasonCode::Success { Leaving::Orderly } else { Leaving::Lost };
         self.leave(key, leaving, now, log);
@@ -293,11 +319,14 @@ impl Broker {
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.aliases = Vec::new();
         connection.aliases_out = None;
+        let ending = connection.ending;
         let Some(session_key) = connection.session.take() else { return };
         let durable_end = self.durable_end;
         let Some(session) = self.sessions.get_mut(session_key) else { return };
         session.connection = None;
+        self.stats.sessions_connected -= 1;
         session.left_at = Some(now.wall);
+        session.arrivals_end = session.arrivals_missed_from.unwrap_or_else(|| log.end());
         session.retained.clear();
         session.resend.clear();
         if session.flow == Flow::Live {
@@ -306,6 +335,8 @@ impl Broker {
         if leaving == Leaving::Drained {
             return;
         }
+        self.tell_disconnected(key, session_key, ending, now);
+        let Some(session) = self.sessions.get_mut(session_key) else { return };
         if leaving == Leaving::Orderly {
             session.will = None;
         }
@@ -314,7 +345,7 @@ impl Broker {
         let will_at = now.monotonic + Duration::from_secs(u64::from(delay_s));
         if session.will.is_some() && delay_s > 0 {
             session.will_at = Some(will_at);
-            self.timers.push(Reverse((will_at, Timer::Will(session_key))));
+            self.timers.set(will_at, Timer::Will(session_key));
         } else {
             self.publish_will(session_key, now, log);
         }
@@ -342,7 +373,7 @@ impl Broker {
         if session.expiry_s != NEVER_EXPIRES {
             let at = now.monotonic + Duration::from_secs(u64::from(session.expiry_s));
             session.expires_at = Some(at);
-            self.timers.push(Reverse((at, Timer::Expiry(key))));
+            self.timers.set(at, Timer::Expiry(key));
         }
     }
 
@@ -368,7 +399,7 @@ impl Broker {
                 let _ = log.append(&Entry::Control(&done));
             }
             Err(refused) => {
-                self.stats.publishes_refused_total += 1;
+                self.refused_publish(refused.into());
                 tracing::warn!(%client, %refused, "a Will was not published");
             }
         }
@@ -399,6 +430,7 @@ impl Broker {
         let Some(session) = self.sessions.get(key) else { return };
         if session.expires_at.is_some_and(|at| at <= now.monotonic) {
             tracing::debug!(client = %session.client, "a session has expired");
+            self.stats.sessions_expired_total += 1;
             // The end of the session is the latest time for the Will [MQTT-3.1.3-9].
             self.publish_will(key, now, log);
             self.end_session(key, log);
@@ -410,30 +442,5 @@ impl Broker {
         if session.will_at.is_some_and(|at| at <= now.monotonic) {
             self.publish_will(key, now, log);
         }
-    }
-
-    /// Tells the journal how far kept sessions are.
-    pub(super) fn save_progress(&mut self, log: &mut dyn Append) {
-        /// A session with nothing to acknowledge still moves on, but not worth an entry each second.
-        const QUIET_ENTRIES: u64 = 100_000;
-        let durable_end = self.durable_end;
-        for key in self.sessions.keys() {
-            let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_kept()) else {
-                continue;
-            };
-            let position = session.position(durable_end);
-            let moved = position.since(session.position_saved);
-            if moved == 0 || (moved < QUIET_ENTRIES && !session.progressed) {
-                continue;
-            }
-            let progress = Control::Progress { session: session.number, position }.encode();
-            if log.append(&Entry::Control(&progress)).is_err() {
-                return;
-            }
-            session.position_saved = position;
-            session.progressed = false;
-            session.announced = session.announced.split_off(&position);
-        }
-        self.save_group_progress(QUIET_ENTRIES, log);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::aliases::Alias;
 use super::outbox::Outbox;
-use super::{Broker, Connection, ReadFor, Release, SHARED_BYTES_MIN};
+use super::{Broker, Connection, DropReason, Limit, ReadFor, Release, SHARED_BYTES_MIN};
 use crate::broker::Now;
 use crate::mqtt::encode::{self, PublishHead};
 use crate::mqtt::{Ack, ReasonCode, Version};
@@ -135,6 +135,11 @@ impl Broker {
         session.flow == Flow::Live && !own && !arrived
     }
 
+    /// Publishes that were accepted do not reach a subscriber.
+    pub(super) fn dropped(&mut self, reason: DropReason, count: u64) {
+        self.stats.publishes_dropped.add(reason, count);
+    }
+
     /// Puts a session on the list of those that want to read.
     pub(super) fn want_read(&mut self, key: Key) {
         if let Some(session) = self.sessions.get_mut(key) {
@@ -148,14 +153,6 @@ impl Broker {
                 self.want_groups(key);
             }
         }
-    }
-
-    /// Lets sessions that are behind try again, after room was made where none was.
-    pub(super) fn retry_reads(&mut self) {
-        for key in self.sessions.keys() {
-            self.want_read(key);
-        }
-        self.want_every_group();
     }
 
     /// How many sessions want to read now.
@@ -305,7 +302,7 @@ impl Broker {
                 Some(_) | None => {
                     tracing::warn!(%offset, "a record was trimmed before it could be delivered again");
                     self.finish(key, packet_id);
-                    self.stats.publishes_dropped_total += 1;
+                    self.dropped(DropReason::Trimmed, 1);
                 }
             }
         }
@@ -318,7 +315,7 @@ impl Broker {
         if batch.base() > next {
             let trimmed = batch.base().since(next);
             tracing::warn!(client = %session.client, trimmed, "a session was too far behind: records were trimmed before it read them");
-            self.stats.publishes_dropped_total += trimmed;
+            self.stats.publishes_dropped.add(DropReason::Trimmed, trimmed);
             next = batch.base();
         }
         for (place, entry) in batch.entries_from(next) {
@@ -356,6 +353,10 @@ impl Broker {
         let arrived = record.qos == Qos::AtMostOnce
             && session.arrivals_missed_from.is_none_or(|missed_from| offset < missed_from);
         let again = !session.announced.is_empty() && session.announced.contains(&offset);
+        let delivered = record.qos == Qos::AtMostOnce && offset < session.arrivals_end;
+        if away && !own && !again && !delivered {
+            self.dropped(DropReason::Away, 1);
+        }
         (!own && !away && !arrived && !again).then_some(found)
     }
 
@@ -377,14 +378,22 @@ impl Broker {
         let Some(connection) = session.connection.and_then(|key| self.connections.get(key)) else {
             return Delivered::Behind;
         };
-        if connection.outbox.len() > limit || !session.window.has_room(connection.in_flight_max) {
+        if connection.outbox.len() > limit {
+            self.reached(Limit::OutgoingBytes);
+            return Delivered::Behind;
+        }
+        if !session.window.has_room(connection.in_flight_max) {
+            self.reached(Limit::InFlight);
             return Delivered::Behind;
         }
         let retain = load.record.retain && found.retain_as_published;
         let wrap = Wrap { dup: false, qos, retain, packet_id: u16::MAX, identifiers: &found.identifiers };
-        let Some(expiry) = expiry_left(load.record, now.wall) else { return Delivered::Done };
+        let Some(expiry) = expiry_left(load.record, now.wall) else {
+            self.dropped(DropReason::Expired, 1);
+            return Delivered::Done;
+        };
         if !fits(connection, load.record, &wrap, expiry) {
-            self.stats.publishes_dropped_total += 1;
+            self.dropped(DropReason::TooLarge, 1);
             return Delivered::Done;
         }
         let source = match load.group {
@@ -458,16 +467,20 @@ impl Broker {
         let Some(key) = session.connection else { return Delivered::Behind };
         let Some(connection) = self.connections.get(key) else { return Delivered::Behind };
         if connection.outbox.len() > self.limits.outgoing_bytes {
+            self.reached(Limit::OutgoingBytes);
             return Delivered::Behind;
         }
         let retain = load.record.retain && found.retain_as_published;
         let wrap =
             Wrap { dup: false, qos: Qos::AtMostOnce, retain, packet_id: 0, identifiers: &found.identifiers };
-        let Some(expiry) = expiry_left(load.record, now.wall) else { return Delivered::Done };
+        let Some(expiry) = expiry_left(load.record, now.wall) else {
+            self.dropped(DropReason::Expired, 1);
+            return Delivered::Done;
+        };
         if fits(connection, load.record, &wrap, expiry) {
             self.write_publish(key, load, &wrap, expiry, memo);
         } else {
-            self.stats.publishes_dropped_total += 1;
+            self.dropped(DropReason::TooLarge, 1);
         }
         Delivered::Done
     }
@@ -478,6 +491,7 @@ impl Broker {
         let Some(connection) = session.connection else { return };
         let Some(delivery) = session.window.find(packet_id) else { return };
         let dup = delivery.stage == Stage::Sent;
+        self.stats.publishes_again_total += u64::from(dup);
         delivery.stage = Stage::Sent;
         let qos = delivery.qos;
         let from_store = matches!(delivery.source, Source::Retained(_));
@@ -516,7 +530,7 @@ impl Broker {
         let wrap = Wrap { dup: false, qos: delivery.qos, retain: true, packet_id: u16::MAX, identifiers };
         let Some(expiry) = expiry_left(&record, now.wall) else { return Delivered::Done };
         if !fits(connection, &record, &wrap, expiry) {
-            self.stats.publishes_dropped_total += 1;
+            self.dropped(DropReason::TooLarge, 1);
             return Delivered::Done;
         }
         let source = Source::Retained(Arc::clone(&delivery.retained));
@@ -527,8 +541,23 @@ impl Broker {
             Qos::AtLeastOnce | Qos::ExactlyOnce => session.window.begin(source, delivery.qos, Stage::Sent),
         };
         let load = Load { record: &record, batch: None, offset: Offset(0), group: None };
+        self.stats.publishes_stored_total += 1;
         self.write_publish(connection_key, load, &Wrap { packet_id, ..wrap }, expiry, None);
         Delivered::Done
+    }
+
+    /// Sends a value below `$SYS`, unless the client has enough to read: a newer one follows.
+    pub(super) fn send_system(&mut self, found: &Match, record: &Record<'_>, now: Now) {
+        let session = self.sessions.get(found.session);
+        let connection = session.and_then(|session| self.connections.get(session.connection?));
+        let can_take = |connection: &Connection| {
+            connection.greeted && connection.outbox.len() <= self.limits.outgoing_bytes
+        };
+        if connection.is_some_and(can_take) {
+            self.stats.publishes_stored_total += 1;
+            let load = Load { record, batch: None, offset: Offset(0), group: None };
+            self.send_once(found, load, None, now);
+        }
     }
 
     /// Sends PUBREL: what it says can no longer be undone by a crash.
@@ -554,6 +583,7 @@ impl Broker {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let version = connection.version;
         self.stats.publishes_out_total += 1;
+        self.stats.publish_bytes_out_total += load.record.payload.len() as u64;
         self.stats.packets_out_total += 1;
         if connection.aliases_out.is_some() {
             write_aliased(connection, load, wrap, expiry);
@@ -690,7 +720,10 @@ impl Broker {
             return;
         };
         if let Some(session) = self.sessions.get_mut(session_key) {
-            session.progressed = true;
+            if !session.progressed {
+                session.progressed = true;
+                self.progressing.push(session_key);
+            }
             self.want_read_if_room(session_key);
         }
     }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{Broker, Delivery, Release, TOPIC_ALIASES_MAX, Taken};
+use super::{Broker, Delivery, Limit, RefusalReason, Release, TOPIC_ALIASES_MAX, Taken};
 use crate::broker::Now;
 use crate::mqtt::{Ack, Publish, ReasonCode};
 use crate::record::{Append, Appended, Entry, Offset, Qos, Record, Refused};
+use crate::retained::Retained;
 use crate::session::control::Control;
 use crate::slots::Key;
-use crate::topic::TopicName;
+use crate::topic::{TOPIC_LEVELS_MAX, TopicName};
 
 impl Broker {
     pub(super) fn handle_publish(
@@ -18,6 +19,9 @@ impl Broker {
         now: Now,
         log: &mut dyn Append,
     ) -> Taken {
+        if let Some(taken) = self.slow_down(key, publish, now, log) {
+            return taken;
+        }
         let alias = match self.resolve_alias(key, publish) {
             Ok(alias) => alias,
             Err(reason) => {
@@ -32,7 +36,14 @@ impl Broker {
         let over = version.is_v5() && connection.unacknowledged >= self.limits.receive_maximum;
         if publish.qos > Qos::AtMostOnce && over {
             self.stats.protocol_errors_total += 1;
+            self.reached(Limit::ReceiveMaximum);
             self.disconnect(key, ReasonCode::ReceiveMaximumExceeded, now, log);
+            return Taken::Taken;
+        }
+        if self.is_too_deep(publish.topic) {
+            self.reached(Limit::TopicLevels);
+            self.refused_publish(RefusalReason::TopicLevels);
+            self.disconnect(key, ReasonCode::TopicNameInvalid, now, log);
             return Taken::Taken;
         }
         let Some(session) = self.sessions.get(session_key) else { return Taken::Taken };
@@ -56,6 +67,15 @@ impl Broker {
             retain: publish.retain,
             packet_id: publish.packet_id,
         };
+        if version.is_v5()
+            && publish.qos > Qos::AtMostOnce
+            && let Some(limit) = self.retained_limit(&record)
+        {
+            self.reached(limit);
+            self.refused_publish(RefusalReason::Quota);
+            self.answer_publish(key, publish, log.end(), ReasonCode::QuotaExceeded);
+            return Taken::Taken;
+        }
         let outcome = self.publish(session_key, &record, now, log);
         self.acknowledge(key, publish, outcome, now, log)
     }
@@ -68,33 +88,43 @@ impl Broker {
         now: Now,
         log: &mut dyn Append,
     ) -> Taken {
-        let Some(connection) = self.connections.get_mut(key) else { return Taken::Taken };
+        let Some(connection) = self.connections.get(key) else { return Taken::Taken };
         let (gate, reason) = match outcome {
             Ok(place) => (place.offset.plus(1), ReasonCode::Success),
             Err(refused) => {
-                self.stats.publishes_refused_total += 1;
                 let can_tell = connection.version.is_v5() && publish.qos > Qos::AtMostOnce;
                 match refused {
                     Refused::Full if can_tell => (log.end(), ReasonCode::QuotaExceeded),
                     Refused::Full => {
-                        connection.held = true;
-                        self.held.push(key);
+                        self.hold_for_room(key);
                         return Taken::NotNow;
                     }
                     // The journal's end will never be durable, so there is nothing to wait for.
                     Refused::Failed if can_tell => (Offset(0), ReasonCode::ImplementationSpecificError),
                     Refused::Failed => {
+                        self.refused_publish(refused.into());
                         self.disconnect(key, ReasonCode::ImplementationSpecificError, now, log);
                         return Taken::Taken;
                     }
                 }
             }
         };
+        if let Err(refused) = outcome {
+            self.refused_publish(refused.into());
+        }
+        self.answer_publish(key, publish, gate, reason);
+        Taken::Taken
+    }
+
+    /// Answers a publish at QoS 1 or 2 when every entry before `gate` is durable. A refusal waits as well: the
+    /// answers keep the order of the publishes.
+    fn answer_publish(&mut self, key: Key, publish: &Publish<'_>, gate: Offset, reason: ReasonCode) {
         let release = match publish.qos {
-            Qos::AtMostOnce => return Taken::Taken,
+            Qos::AtMostOnce => return,
             Qos::AtLeastOnce => Release::PubAck(publish.packet_id, reason),
             Qos::ExactlyOnce => Release::PubRec(publish.packet_id, reason),
         };
+        let Some(connection) = self.connections.get_mut(key) else { return };
         connection.unacknowledged += 1;
         if publish.qos == Qos::ExactlyOnce && reason == ReasonCode::Success {
             let session = connection.session.and_then(|session| self.sessions.get_mut(session));
@@ -102,9 +132,45 @@ impl Broker {
                 session.unreleased.insert(publish.packet_id);
             }
         }
-        // What a refusal depends on is durable when the publishes before it are: order is kept.
         self.gate(gate, key, release);
-        Taken::Taken
+    }
+
+    /// A publish was not accepted.
+    pub(super) fn refused_publish(&mut self, reason: RefusalReason) {
+        self.stats.publishes_refused.add(reason, 1);
+    }
+
+    /// Whether a topic has more levels than it may have.
+    pub(super) fn is_too_deep(&self, topic: &str) -> bool {
+        let levels_max = self.limits.topic_levels;
+        // Only a long one can have so many, and the decoder has looked at the most there can ever be.
+        levels_max < TOPIC_LEVELS_MAX
+            && topic.len() >= levels_max
+            && topic.bytes().filter(|&byte| byte == b'/').count() >= levels_max
+    }
+
+    /// The limit that keeps `record` from being retained, if it is to be.
+    fn retained_limit(&self, record: &Record<'_>) -> Option<Limit> {
+        if !record.retain || record.payload.is_empty() {
+            return None;
+        }
+        let more = Retained::bytes_of(record);
+        let is_over = |records, bytes| {
+            if records > self.limits.retained {
+                Some(Limit::Retained)
+            } else if bytes > self.limits.retained_bytes {
+                Some(Limit::RetainedBytes)
+            } else {
+                None
+            }
+        };
+        let (records, bytes) = (self.retained.len(), self.retained.bytes());
+        // Looking for an earlier one is needed only where there is little room.
+        is_over(records + 1, bytes + more)?;
+        match self.retained.of_topic(record.topic) {
+            Some(earlier) => is_over(records, bytes + more - Retained::bytes_of(&earlier.record())),
+            None => is_over(records + 1, bytes + more),
+        }
     }
 
     fn resolve_alias(&mut self, key: Key, publish: &Publish<'_>) -> Result<Option<Arc<str>>, ReasonCode> {
@@ -133,8 +199,16 @@ impl Broker {
         now: Now,
         log: &mut dyn Append,
     ) -> Result<Appended, Refused> {
+        let mut record = *record;
+        if let Some(limit) = self.retained_limit(&record) {
+            // The journal must say the same as the store, so that a restart does.
+            record.retain = false;
+            self.reached(limit);
+        }
+        let record = &record;
         let place = log.append(&Entry::Record(*record))?;
         self.stats.publishes_in_total += 1;
+        self.stats.publish_bytes_in_total += record.payload.len() as u64;
         if record.retain {
             self.retained.set(record);
         }
@@ -162,7 +236,7 @@ impl Broker {
                 self.gate(place.offset.plus(1), nobody, Release::Local(token, place.offset));
             }
             Err(refused) => {
-                self.stats.publishes_refused_total += 1;
+                self.refused_publish(refused.into());
                 self.local_done.push_back((token, Err(refused)));
             }
         }
@@ -171,7 +245,7 @@ impl Broker {
     /// The payload is not the text it is declared to be.
     fn refuse_payload(&mut self, key: Key, publish: &Publish<'_>, now: Now, log: &mut dyn Append) -> Taken {
         const REASON: ReasonCode = ReasonCode::PayloadFormatInvalid;
-        self.stats.publishes_refused_total += 1;
+        self.refused_publish(RefusalReason::PayloadFormat);
         let release = match publish.qos {
             Qos::AtMostOnce => {
                 self.disconnect(key, REASON, now, log);

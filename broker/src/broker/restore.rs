@@ -5,14 +5,14 @@
 //! that were connected count as gone.
 
 use std::borrow::Cow;
-use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Broker;
 use super::shared::SavedGroup;
-use super::{Broker, PROGRESS_INTERVAL, Timer};
+use super::timers::{PROGRESS_INTERVAL, Timer};
 use crate::auth::Access;
 use crate::broker::{Limits, Now};
 use crate::record::{Append, Batch, Entry, Offset, Qos, Record, Timestamp};
@@ -382,7 +382,7 @@ impl Broker {
                 let at = now.monotonic + WILL_GRACE.max(Duration::from_secs(u64::from(delay)));
                 session.will_at = Some(at);
                 session.will_in_grace = session.left_at.is_none();
-                self.timers.push(Reverse((at, Timer::Will(key))));
+                self.timers.set(at, Timer::Will(key));
             }
             // It was connected when the broker went away: its time begins now.
             let left_at = *session.left_at.get_or_insert(now.wall);
@@ -395,9 +395,10 @@ impl Broker {
                 let left = Duration::from_secs(u64::from(session.expiry_s)).saturating_sub(away);
                 let at = session.will_at.unwrap_or_default().max(now.monotonic + left);
                 session.expires_at = Some(at);
-                self.timers.push(Reverse((at, Timer::Expiry(key))));
+                self.timers.set(at, Timer::Expiry(key));
             }
         }
-        self.timers.push(Reverse((now.monotonic + PROGRESS_INTERVAL, Timer::Progress)));
+        self.timers.set(now.monotonic + PROGRESS_INTERVAL, Timer::Progress);
+        self.update_system(now);
     }
 }

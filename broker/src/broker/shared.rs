@@ -15,7 +15,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::deliver::{Delivered, Load};
-use super::{Broker, ReadFor, Stage};
+use super::{Broker, DropReason, ReadFor, Stage};
 use crate::broker::Now;
 use crate::record::{Append, Batch, Entry, Offset, Qos, Record};
 use crate::router::{Match, SubscriptionOptions};
@@ -230,7 +230,7 @@ impl Broker {
                         announced.remove(offset);
                         returned.insert(*offset);
                     }
-                    Some(_) => self.stats.publishes_dropped_total += 1,
+                    Some(_) => self.stats.publishes_dropped.add(DropReason::SessionEnded, 1),
                     None => {}
                 }
                 false
@@ -432,7 +432,7 @@ impl Broker {
         let trimmed = std::mem::replace(&mut group.returned, kept).len();
         if trimmed > 0 {
             tracing::warn!(share = %group.share, trimmed, "records of a shared subscription were trimmed before another member took them");
-            self.stats.publishes_dropped_total += trimmed as u64;
+            self.stats.publishes_dropped.add(DropReason::Trimmed, trimmed as u64);
         }
         let due: Vec<Offset> = group.returned.range(..batch.end()).copied().collect();
         let mut entries = batch.entries();
@@ -458,7 +458,7 @@ impl Broker {
         if batch.base() > next {
             let trimmed = batch.base().since(next);
             tracing::warn!(share = %group.share, trimmed, "a shared subscription was too far behind: records were trimmed before it read them");
-            self.stats.publishes_dropped_total += trimmed;
+            self.dropped(DropReason::Trimmed, trimmed);
             next = batch.base();
         }
         for (place, entry) in batch.entries_from(next) {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use smallvec::SmallVec;
 
-use super::Broker;
+use super::{Broker, Limit};
 use crate::broker::Now;
 use crate::mqtt::{ReasonCode, RetainHandling, Subscribe, Subscription, Unsubscribe, Version, encode};
 use crate::record::{Append, Entry, Offset, Qos};
@@ -12,7 +12,10 @@ use crate::router::SubscriptionOptions;
 use crate::session::control::Control;
 use crate::session::{Flow, RetainedDelivery};
 use crate::slots::Key;
-use crate::topic::TopicFilter;
+use crate::topic::{TopicError, TopicFilter};
+
+/// Retained records that may wait for a client from earlier subscriptions; with more, further ones are refused.
+const RETAINED_WAITING_MAX: usize = 65_536;
 
 impl Broker {
     pub(super) fn handle_subscribe(
@@ -26,9 +29,11 @@ impl Broker {
         let (version, Some(session_key)) = (connection.version, connection.session) else { return };
         let mut codes: SmallVec<[ReasonCode; 8]> = SmallVec::new();
         let mut granted = Vec::new();
+        let mut filters = self.sessions.get(session_key).map_or(0, |session| session.filters.len());
         for subscription in subscribe.subscriptions {
-            match grant(&subscription) {
+            match self.grant(session_key, &subscription, filters) {
                 Ok(filter) => {
+                    filters += 1;
                     codes.push(granted_qos(subscription.qos));
                     granted.push((filter, subscription));
                 }
@@ -65,6 +70,41 @@ impl Broker {
         self.want_read(session_key);
     }
 
+    /// The filter of a subscription, if it may be had by a session that has `filters` already.
+    fn grant(
+        &mut self,
+        session_key: Key,
+        subscription: &Subscription<'_>,
+        filters: usize,
+    ) -> Result<TopicFilter, ReasonCode> {
+        let filter = match TopicFilter::new(subscription.filter) {
+            Ok(filter) => filter,
+            Err(error) => {
+                if error == TopicError::TooManyLevels {
+                    self.reached(Limit::TopicLevels);
+                }
+                return Err(ReasonCode::TopicFilterInvalid);
+            }
+        };
+        if filter.shared().is_err() {
+            return Err(ReasonCode::TopicFilterInvalid);
+        }
+        if self.is_too_deep(filter.as_str()) {
+            self.reached(Limit::TopicLevels);
+            return Err(ReasonCode::TopicFilterInvalid);
+        }
+        let Some(session) = self.sessions.get(session_key) else { return Ok(filter) };
+        if session.retained.len() > RETAINED_WAITING_MAX {
+            self.reached(Limit::OutgoingBytes);
+            return Err(ReasonCode::QuotaExceeded);
+        }
+        if filters >= self.limits.subscriptions && !session.filters.contains_key(&filter) {
+            self.reached(Limit::Subscriptions);
+            return Err(ReasonCode::QuotaExceeded);
+        }
+        Ok(filter)
+    }
+
     fn subscribe_one(
         &mut self,
         session_key: Key,
@@ -93,9 +133,9 @@ impl Broker {
             let before = session.retained.len();
             let gate = options.since;
             session.retained.extend(
-                self.retained
-                    .matching(&filter)
+                [&self.retained, &self.system.values]
                     .into_iter()
+                    .flat_map(|store| store.matching(&filter))
                     .filter(|retained| !retained.is_expired(now.wall))
                     .filter(|retained| {
                         !(options.no_local && retained.client == session.client.as_ref().into())
@@ -160,14 +200,6 @@ impl Broker {
             Ok(Some(_)) => self.part(session_key, filter),
             Ok(None) | Err(_) => _ = self.router.unsubscribe(filter, session_key),
         }
-    }
-}
-
-fn grant(subscription: &Subscription<'_>) -> Result<TopicFilter, ReasonCode> {
-    let filter = TopicFilter::new(subscription.filter).map_err(|_| ReasonCode::TopicFilterInvalid)?;
-    match filter.shared() {
-        Ok(_) => Ok(filter),
-        Err(_) => Err(ReasonCode::TopicFilterInvalid),
     }
 }
 

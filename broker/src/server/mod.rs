@@ -10,6 +10,7 @@ mod frame;
 mod layers;
 mod listener;
 mod lower;
+mod memory;
 mod net;
 mod origin;
 mod proxy;
@@ -40,7 +41,8 @@ use self::transport::Counters;
 pub use self::transport::{Transport, TransportStats};
 pub use self::upgrade::{Upgrade, UpgradeError};
 use crate::auth::Access;
-pub use crate::broker::{Limits, Stats};
+pub use crate::broker::{DropReason, Limit, Limits, RateAction, RefusalReason, Stats};
+
 use crate::journal::{Appender, Journal, Storage};
 use crate::record::{Offset, Qos, Refused};
 use crate::topic::{TopicError, TopicName};
@@ -234,11 +236,14 @@ pub struct Server {
 impl Server {
     /// Restores the broker's state from `storage` and the journal, binds the listeners and starts the shard.
     pub fn start(
-        options: Options,
+        mut options: Options,
         journal: Journal,
         appender: Appender,
         storage: Arc<dyn Storage>,
     ) -> Result<Self, StartError> {
+        if options.limits.memory_bytes == 0 {
+            options.limits.memory_bytes = memory::available_bytes().map_or(0, |bytes| bytes / 4 * 3);
+        }
         let poll = Poll::new()?;
         let (mut listeners, mut missing) = (Vec::new(), Vec::new());
         for listen in &options.listen {

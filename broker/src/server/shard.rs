@@ -3,6 +3,8 @@
 //! Each round deals with everything that is ready as one batch: one read per readable socket, one hand-over to
 //! the journal, one write per connection that has something to say.
 
+mod saving;
+
 use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
@@ -14,10 +16,12 @@ use foldhash::HashMap;
 use mio::event::Event;
 use mio::{Events, Interest, Poll, Token};
 
+use self::saving::{CHECKPOINT_SHARE, Checkpoints};
 use super::checkpoint;
 use super::clock::Clock;
 use super::layers::{Broken, Greeting, Guest, Layers, Plan};
 use super::listener::{Accepted, Listener};
+use super::memory::Meter;
 use super::net::Net;
 use super::socket::{ReadOutcome, Socket, Stream};
 use super::transport::{Counters, Transport};
@@ -25,8 +29,8 @@ use super::{
     Adopted, Certificates, Command, Done, LocalPublish, Options, ProxyRules, PublishError, StartError, Stats,
     WebRules,
 };
-use crate::broker::{Broker, Now, Received};
-use crate::journal::{Appender, Cursor, Journal, Reader, StartAt, Storage};
+use crate::broker::{Broker, Gauges, Now, Received};
+use crate::journal::{Appender, Journal, Reader, StartAt, Storage};
 use crate::record::{Append, Offset, Properties, Record, Refused};
 use crate::slots::Key;
 use crate::topic::TopicName;
@@ -42,7 +46,8 @@ pub(super) const fn listener_token(place: usize) -> Token {
 
 /// What one read can bring: the batch size of a busy connection.
 const READ_BYTES: usize = 256 * 1_024;
-/// Accepted and not yet durable; above it nothing is read from clients until the journal has caught up.
+/// Accepted and not yet durable, and answers that wait for that; above it nothing is read from clients until the
+/// journal has caught up.
 const BACKLOG_BYTES_MAX: usize = 16 << 20;
 /// Batches read for sessions that are behind, per round.
 const READS_PER_ROUND: usize = 64;
@@ -58,14 +63,6 @@ const SCRATCH_BYTES: usize = 64 * 1_024;
 const BROKEN_INTERVAL: Duration = Duration::from_secs(1);
 /// Statistics are published this often.
 const STATS_INTERVAL: Duration = Duration::from_millis(100);
-/// A checkpoint is taken after so many journal entries ...
-const CHECKPOINT_ENTRIES: u64 = 1_000_000;
-/// ... or after this time, if there was any entry,
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
-/// or when so large a part of the journal is held only for the restart, so that it does not become full of that,
-const CHECKPOINT_SHARE: u64 = 4;
-/// and, unless the journal is full already, not more often than this.
-const CHECKPOINT_INTERVAL_MIN: Duration = Duration::from_secs(2);
 /// The name of the cursor that holds what a restart needs.
 const CURSOR: &str = "sessions";
 
@@ -81,6 +78,8 @@ pub(super) struct Shard {
     sockets: Vec<Option<Socket>>,
     ready: VecDeque<Key>,
     lingering: VecDeque<Key>,
+    /// Connections that were held back and are broken.
+    broken: Vec<Key>,
     buffer: Box<[u8]>,
     scratch: Box<[u8]>,
     commands: Receiver<Command>,
@@ -92,6 +91,7 @@ pub(super) struct Shard {
     counters: Arc<Counters>,
     /// When a refused handshake may be told of again.
     broken_at: Duration,
+    memory: Meter,
     checkpoints: Checkpoints,
     journal_failed: bool,
 }
@@ -138,19 +138,6 @@ impl Rules {
     }
 }
 
-struct Checkpoints {
-    storage: Arc<dyn Storage>,
-    cursor: Cursor,
-    last: Offset,
-    last_at: Duration,
-    /// Whether more than its share of the journal has come since the last one.
-    crowded: bool,
-    /// Taken, and waiting until every entry before its offset is durable.
-    waiting: Option<(Offset, Offset, Vec<u8>)>,
-    /// Being written by a thread of its own, with the position that the cursor may move to after it.
-    writing: Option<(Offset, std::thread::JoinHandle<io::Result<()>>)>,
-}
-
 impl Shard {
     pub(super) fn new(options: Options, parts: Parts) -> Result<Self, StartError> {
         let Parts { poll, listeners, journal, mut appender, storage, commands, stats, counters } = parts;
@@ -176,6 +163,7 @@ impl Shard {
             sockets: Vec::new(),
             ready: VecDeque::new(),
             lingering: VecDeque::new(),
+            broken: Vec::new(),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             commands,
@@ -186,6 +174,7 @@ impl Shard {
             stats_at: Duration::ZERO,
             counters,
             broken_at: Duration::ZERO,
+            memory: Meter::new(),
             checkpoints: Checkpoints {
                 storage,
                 cursor,
@@ -224,6 +213,7 @@ impl Shard {
     /// One round, after the events are noted.
     fn round(&mut self, now: Now) {
         self.accept(now);
+        self.resume_held(now);
         self.read_ready(now);
         self.appender.submit();
         self.take_durable(now);
@@ -237,13 +227,16 @@ impl Shard {
         self.checkpoint(now);
         if now.monotonic >= self.stats_at {
             self.stats_at = now.monotonic + STATS_INTERVAL;
+            self.measure();
             *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.broker.stats();
-            self.checkpoints.crowded = self.is_crowded();
         }
     }
 
     fn timeout(&self, now: Now) -> Option<Duration> {
-        let may_read = self.appender.backlog_bytes() < BACKLOG_BYTES_MAX;
+        let may_read = self.may_read();
+        if may_read && self.broker.resuming() > 0 {
+            return Some(Duration::ZERO);
+        }
         let accepting =
             self.listeners.iter().any(|listener| listener.ready && listener.paused_until.is_none());
         if (may_read && !self.ready.is_empty()) || self.broker.reads_waiting() > 0 || accepting {
@@ -278,6 +271,9 @@ impl Shard {
                     if !socket.held {
                         socket.in_ready = true;
                         self.ready.push_back(key);
+                    } else if event.is_error() {
+                        // Nobody reads it and so learns of its end.
+                        self.broken.push(key);
                     }
                 }
                 if event.is_writable() {
@@ -414,10 +410,15 @@ impl Shard {
         self.sockets.get_mut(key.index())?.as_mut().filter(|socket| socket.key == key)
     }
 
+    /// Whether more may be taken in: else the journal has to catch up first.
+    fn may_read(&self) -> bool {
+        self.appender.backlog_bytes() < BACKLOG_BYTES_MAX && self.broker.gated_bytes() < BACKLOG_BYTES_MAX
+    }
+
     /// Reads once from every socket that is readable.
     fn read_ready(&mut self, now: Now) {
         for _ in 0..self.ready.len() {
-            if self.appender.backlog_bytes() >= BACKLOG_BYTES_MAX {
+            if !self.may_read() {
                 return;
             }
             let Some(key) = self.ready.pop_front() else { return };
@@ -607,9 +608,6 @@ impl Shard {
         match self.appender.refused() {
             None if self.broker.is_holding() => {
                 self.broker.handle_room();
-                while let Some(key) = self.broker.poll_resumed() {
-                    self.resume(key, now);
-                }
             }
             Some(Refused::Failed) if !self.journal_failed => {
                 self.journal_failed = true;
@@ -618,6 +616,20 @@ impl Shard {
                 self.broker.journal_failed(now, &mut self.appender);
             }
             None | Some(Refused::Full | Refused::Failed) => {}
+        }
+    }
+
+    /// Goes on with connections that were held back; each has its turn once.
+    fn resume_held(&mut self, now: Now) {
+        for key in std::mem::take(&mut self.broken) {
+            self.remove(key, now);
+        }
+        for _ in 0..self.broker.resuming() {
+            if !self.may_read() {
+                return;
+            }
+            let Some(key) = self.broker.poll_resumed() else { return };
+            self.resume(key, now);
         }
     }
 
@@ -635,52 +647,18 @@ impl Shard {
         }
     }
 
-    /// Takes a checkpoint when it is time, writes it when everything before it is durable, and lets the journal
-    /// trim what it makes superfluous.
-    fn checkpoint(&mut self, now: Now) {
-        let durable_end = self.broker.durable_end();
-        let checkpoints = &mut self.checkpoints;
-        if let Some((position, thread)) = checkpoints.writing.take_if(|(_, thread)| thread.is_finished()) {
-            match thread.join() {
-                Ok(Ok(())) => checkpoints.cursor.advance(position),
-                Ok(Err(error)) => {
-                    tracing::error!(%error, "the checkpoint cannot be written; the journal is kept until it can")
-                }
-                Err(_) => tracing::error!("the thread that writes the checkpoint has failed"),
-            }
-        }
-        if let Some((_, position, body)) = checkpoints
-            .waiting
-            .take_if(|(offset, ..)| *offset <= durable_end && checkpoints.writing.is_none())
-        {
-            let storage = Arc::clone(&checkpoints.storage);
-            let write = move || checkpoint::write(&storage, &body);
-            match std::thread::Builder::new().name("checkpoint".into()).spawn(write) {
-                Ok(thread) => checkpoints.writing = Some((position, thread)),
-                Err(error) => {
-                    tracing::error!(%error, "the checkpoint cannot be written; the journal is kept until it can")
-                }
-            }
-        }
-        let end = self.appender.end();
-        let since = now.monotonic.saturating_sub(checkpoints.last_at);
-        let entries = end.since(checkpoints.last);
-        let wanted = entries >= CHECKPOINT_ENTRIES || since >= CHECKPOINT_INTERVAL || checkpoints.crowded;
-        let full = self.appender.refused() == Some(Refused::Full);
-        let due = entries > 0 && (full || (wanted && since >= CHECKPOINT_INTERVAL_MIN));
-        if due && checkpoints.waiting.is_none() && !self.journal_failed {
-            let position = self.broker.lowest_position().map_or(end, |lowest| lowest.min(end));
-            checkpoints.waiting = Some((end, position, self.broker.checkpoint(end)));
-            checkpoints.last = end;
-            checkpoints.last_at = now.monotonic;
-        }
-    }
-
-    /// Whether the entries since the last checkpoint take so much of the journal that a new one is due.
-    fn is_crowded(&self) -> bool {
+    /// Looks at the memory of the process and at the journal, and tells the broker.
+    fn measure(&mut self) {
         let status = self.journal.status();
+        // Whether the entries since the last checkpoint take so much of the journal that a new one is due.
         let own = status.cursors.iter().find(|cursor| cursor.name == CURSOR);
-        own.is_some_and(|cursor| cursor.lag_bytes > status.max_bytes / CHECKPOINT_SHARE)
+        self.checkpoints.crowded =
+            own.is_some_and(|cursor| cursor.lag_bytes > status.max_bytes / CHECKPOINT_SHARE);
+        self.broker.handle_gauges(Gauges {
+            memory_bytes: self.memory.resident_bytes().unwrap_or(0),
+            journal_entries: status.durable_end.since(status.start),
+            journal_bytes: status.bytes,
+        });
     }
 
     /// Ends in order: no new clients, the old ones told, everything accepted durable, the state saved.
@@ -727,25 +705,6 @@ impl Shard {
         {
             self.wait(events);
             self.round(self.clock.now());
-        }
-    }
-
-    fn save_last_checkpoint(&mut self) {
-        if let Some((_, thread)) = self.checkpoints.writing.take() {
-            let _ = thread.join();
-        }
-        let end = self.appender.end();
-        if self.journal_failed || self.broker.durable_end() < end {
-            return;
-        }
-        match checkpoint::write(&self.checkpoints.storage, &self.broker.checkpoint(end)) {
-            Ok(()) => {
-                let position = self.broker.lowest_position().map_or(end, |lowest| lowest.min(end));
-                self.checkpoints.cursor.advance(position);
-            }
-            Err(error) => {
-                tracing::error!(%error, "the checkpoint cannot be written; the next start replays more")
-            }
         }
     }
 }

@@ -79,6 +79,8 @@ pub struct Session {
     pub live_since: Offset,
     /// The end of the journal when it was connected: older records do not reach it at QoS 0.
     pub online_from: Offset,
+    /// QoS 0 records before this offset were delivered on arrival to the connection before.
+    pub arrivals_end: Offset,
     /// QoS 2 publishes received and not yet released [MQTT-4.3.3-10].
     pub unreleased: BTreeSet<u16>,
     /// Records delivered at QoS 2 before a restart that lie above its position: never to be delivered again.
@@ -93,7 +95,7 @@ pub struct Session {
     pub position_saved: Offset,
     /// Whether the journal knows it.
     pub recorded: bool,
-    /// Whether it acknowledged something since `position_saved`.
+    /// Whether it is in the list of sessions that have acknowledged something since `position_saved`.
     pub progressed: bool,
     /// Whether it is in the list of sessions that want to read.
     pub wants_read: bool,
@@ -118,6 +120,7 @@ impl Session {
             arrivals_missed_from: Some(now_at),
             live_since: now_at,
             online_from: now_at,
+            arrivals_end: now_at,
             unreleased: BTreeSet::new(),
             announced: BTreeSet::new(),
             will: None,

@@ -2,7 +2,7 @@
 
 use super::rig::{Seen, delivery};
 use super::{Client, Rig};
-use crate::broker::{Limits, Received};
+use crate::broker::{DropReason, Limits, Received, RefusalReason};
 use crate::mqtt::{Ack, Connect, ReasonCode, Version, encode};
 use crate::record::{Qos, Refused};
 
@@ -213,7 +213,12 @@ fn a_full_journal_holds_publishers_back_and_tells_v5() {
     rig.publish(&new, "a", "2", QOS1, 1);
     rig.sync();
     assert_eq!(rig.seen(&new), [Seen::PubAck(1, ReasonCode::QuotaExceeded)]);
-    assert_eq!(rig.broker.stats().publishes_refused_total, 2);
+    let refused = rig.broker.stats().publishes_refused;
+    assert_eq!(
+        (refused.of(RefusalReason::JournalFull), refused.sum()),
+        (1, 1),
+        "who is held back is not refused"
+    );
     assert!(rig.broker.is_holding());
     rig.log.refuse = None;
     rig.broker.handle_room();
@@ -261,7 +266,7 @@ fn a_packet_larger_than_the_client_takes_counts_as_delivered() {
     rig.publish(&publisher, "a", "fits", QOS1, 2);
     rig.sync();
     assert_eq!(rig.seen(&small), [delivery("a", "fits", 1, 1)]);
-    assert_eq!(rig.broker.stats().publishes_dropped_total, 1);
+    assert_eq!(rig.broker.stats().publishes_dropped.of(DropReason::TooLarge), 1);
 }
 
 #[test]

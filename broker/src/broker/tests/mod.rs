@@ -1,8 +1,10 @@
 //! The core with clients made of encoded packets and a log made of batches; no time passes unless told.
 
 mod delivery;
+mod limits;
 mod rig;
 mod sessions;
 mod shared;
+mod system;
 
 use rig::{Client, Rig};
