@@ -567,14 +567,28 @@ impl Broker {
     /// comes from now on.
     pub fn journal_failed(&mut self, now: Now, log: &mut dyn Append) {
         self.journal_failed = true;
-        let waiting = self.connections.iter().filter(|(_, connection)| connection.unacknowledged > 0);
-        for key in waiting.map(|(key, _)| key).collect::<Vec<_>>() {
-            self.disconnect(key, ReasonCode::ImplementationSpecificError, now, log);
-        }
+        let unacknowledged = self.connections.iter().filter(|(_, connection)| connection.unacknowledged > 0);
+        let mut waiting: Vec<Key> = unacknowledged.map(|(key, _)| key).collect();
         self.gated_bytes = 0;
         for gated in self.gated.drain(..) {
-            if let Release::Local(token, _) = gated.release {
-                self.local_done.push_back((token, Err(Refused::Failed)));
+            match gated.release {
+                Release::Local(token, _) => self.local_done.push_back((token, Err(Refused::Failed))),
+                Release::PubAck(..)
+                | Release::PubRec(..)
+                | Release::PubComp(..)
+                | Release::PubRel(_)
+                | Release::Announced(_)
+                | Release::Packet(_) => waiting.push(gated.connection),
+            }
+        }
+        for key in waiting {
+            let Some(connection) = self.connections.get(key) else { continue };
+            if connection.stage == Stage::Connected && !connection.greeted {
+                // Its first packet must be a CONNACK [MQTT-3.2.0-1], and the one that waited says success.
+                self.refuse(key, connection.version, ReasonCode::ServerUnavailable);
+                self.leave(key, Leaving::Lost, now, log);
+            } else if connection.stage == Stage::Connected {
+                self.disconnect(key, ReasonCode::ImplementationSpecificError, now, log);
             }
         }
         self.deliveries.clear();

@@ -8,6 +8,8 @@ mod appliance;
 mod bad_input;
 mod conformance;
 mod crash;
+mod fuzz;
+mod fuzz_corpus;
 mod gateway;
 mod kafka;
 mod offline;

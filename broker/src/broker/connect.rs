@@ -101,7 +101,7 @@ impl Broker {
         })
     }
 
-    fn refuse(&mut self, key: Key, version: Version, reason: ReasonCode) {
+    pub(super) fn refuse(&mut self, key: Key, version: Version, reason: ReasonCode) {
         self.stats.connections_refused_total += 1;
         self.stats.packets_out_total += 1;
         encode::connack_refused(self.outbox(key), version, reason);

@@ -186,9 +186,12 @@ impl Broker {
                 return None;
             }
             let has_room = session.window.has_room(connection.in_flight_max);
+            let may_send_again = session.outstanding() < usize::from(connection.in_flight_max);
             if let Some(&packet_id) = session.resend.front() {
                 match session.window.find(packet_id).map(|delivery| (delivery.stage, delivery.source.clone()))
                 {
+                    // It has come back with a smaller Receive Maximum [MQTT-3.3.4-9].
+                    Some((Stage::Sent | Stage::Announced, _)) if !may_send_again => return None,
                     // What is not durable is read when it is.
                     Some((
                         Stage::Sent | Stage::Announced,
@@ -268,7 +271,7 @@ impl Broker {
         let Some(session) = self.sessions.get(key) else { return };
         let Some(connection) = session.connection.and_then(|key| self.connections.get(key)) else { return };
         let half = usize::from(connection.in_flight_max) / 2;
-        if session.window.unfinished() <= half && connection.outbox.len() <= self.limits.outgoing_bytes {
+        if session.outstanding() <= half && connection.outbox.len() <= self.limits.outgoing_bytes {
             self.want_read(key);
         }
     }
@@ -279,6 +282,12 @@ impl Broker {
         let mut first = true;
         loop {
             let Some(session) = self.sessions.get_mut(key) else { return };
+            let Some(connection) = session.connection.and_then(|key| self.connections.get(key)) else {
+                return;
+            };
+            if session.outstanding() >= usize::from(connection.in_flight_max) {
+                return;
+            }
             let Some(&packet_id) = session.resend.front() else { return };
             let waiting = match session.window.find(packet_id) {
                 Some(delivery) if matches!(delivery.stage, Stage::Sent | Stage::Announced) => delivery,
@@ -611,7 +620,7 @@ impl Broker {
     pub(super) fn handle_pubrec(&mut self, key: Key, ack: &Ack<'_>, now: Now, log: &mut dyn Append) {
         let Some((session_key, version)) = self.delivery(key, ack.packet_id, Qos::ExactlyOnce, now, log)
         else {
-            self.answer_unknown_pubrec(key, ack.packet_id);
+            self.answer_unknown_pubrec(key, ack.packet_id, log);
             return;
         };
         let Some(session) = self.sessions.get_mut(session_key) else { return };
@@ -640,12 +649,14 @@ impl Broker {
         }
     }
 
-    fn answer_unknown_pubrec(&mut self, key: Key, packet_id: u16) {
+    fn answer_unknown_pubrec(&mut self, key: Key, packet_id: u16, log: &dyn Append) {
         let Some(connection) = self.connections.get(key) else { return };
         if connection.session.is_some() {
-            let version = connection.version;
-            encode::pubrel(self.outbox(key), version, packet_id, ReasonCode::PacketIdentifierNotFound);
-            self.stats.packets_out_total += 1;
+            let mut packet = Vec::new();
+            encode::pubrel(&mut packet, connection.version, packet_id, ReasonCode::PacketIdentifierNotFound);
+            // Not before the CONNACK, should that still wait [MQTT-3.2.0-1].
+            let gate = if connection.greeted { Offset(0) } else { log.end() };
+            self.gate(gate, key, Release::Packet(packet.into()));
         }
     }
 

@@ -10,7 +10,7 @@ use crate::slots::Key;
 #[derive(Debug)]
 pub(super) struct Gated {
     gate: Offset,
-    connection: Key,
+    pub(super) connection: Key,
     pub(super) release: Release,
 }
 

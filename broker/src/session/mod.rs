@@ -138,6 +138,12 @@ impl Session {
         self.expiry_s > 0
     }
 
+    /// How many deliveries its client has yet to answer on this connection: those in flight, without the ones from
+    /// an earlier connection that still have to be sent again.
+    pub fn outstanding(&self) -> usize {
+        self.window.unfinished().saturating_sub(self.resend.len())
+    }
+
     /// Leaves the live tail: reads the journal from `next` on. Records at QoS 0 that arrived before
     /// `arrivals_seen` were delivered on arrival and are not delivered again.
     pub fn fall_behind(&mut self, next: Offset, arrivals_seen: Offset) {

@@ -309,3 +309,46 @@ fn acknowledged_positions_are_kept_so_that_nothing_is_read_twice() {
         .collect();
     assert_eq!(payloads, ["3", "4"], "1 and 2 are done; 4 may come twice, 3 must come");
 }
+
+/// What it had in flight comes again, though no more at a time than it takes now [MQTT-3.3.4-9].
+#[test]
+fn a_client_may_return_with_a_smaller_receive_maximum() {
+    let mut rig = Rig::new();
+    let (keeper, _) = rig.keeper("keeper");
+    rig.subscribe(&keeper, "#", QOS2);
+    let publisher = rig.client(Version::V311, "publisher");
+    for (number, qos) in [(1, QOS1), (2, QOS2), (3, QOS1), (4, QOS2), (5, QOS1)] {
+        rig.publish(&publisher, "a", &number.to_string(), qos, number);
+    }
+    rig.sync();
+    assert_eq!(rig.seen(&keeper).iter().filter(|seen| matches!(seen, Seen::Publish { .. })).count(), 5);
+    rig.close(keeper);
+    let narrow = Connect {
+        clean_start: false,
+        session_expiry_s: 1_000,
+        receive_maximum: 1,
+        ..Connect::new(Version::V5, "keeper")
+    };
+    let client = rig.open(Version::V5);
+    rig.send(&client, |out| encode::connect(out, &narrow));
+    let mut payloads = Vec::new();
+    for _ in 0..20 {
+        rig.sync();
+        let seen = rig.seen(&client);
+        let publishes = seen.iter().filter(|seen| matches!(seen, Seen::Publish { .. })).count();
+        assert!(publishes <= 1, "{seen:?}");
+        for seen in seen {
+            if let Seen::Publish { payload, qos, packet_id, .. } = seen {
+                payloads.push(payload);
+                rig.send(&client, |out| match qos {
+                    1 => encode::puback(out, Version::V5, packet_id, SUCCESS),
+                    _ => encode::pubrec(out, Version::V5, packet_id, SUCCESS),
+                });
+            } else if let Seen::PubRel(packet_id) = seen {
+                rig.send(&client, |out| encode::pubcomp(out, Version::V5, packet_id, SUCCESS));
+            }
+        }
+    }
+    payloads.sort();
+    assert_eq!(payloads, ["1", "2", "3", "4", "5"]);
+}

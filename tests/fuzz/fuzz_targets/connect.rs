@@ -1,0 +1,9 @@
+//! Fuzzes the first packet of a connection.
+
+#![no_main]
+#![allow(dead_code, reason = "each target uses one body")]
+
+#[path = "../../src/fuzz/mod.rs"]
+mod fuzz;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::connect::check(bytes));

@@ -1,0 +1,9 @@
+//! Fuzzes packets from a connected client.
+
+#![no_main]
+#![allow(dead_code, reason = "each target uses one body")]
+
+#[path = "../../src/fuzz/mod.rs"]
+mod fuzz;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::decode::check(bytes));

@@ -1,0 +1,9 @@
+//! Fuzzes sequences of operations on the broker core.
+
+#![no_main]
+#![allow(dead_code, reason = "each target uses one body")]
+
+#[path = "../../src/fuzz/mod.rs"]
+mod fuzz;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::session::check(bytes));
