@@ -84,7 +84,7 @@ pub enum StartError {
         error: io::Error,
     },
     /// The certificate cannot be used.
-    #[error("{0}; see mqtt.tls_cert_file, mqtt.tls_key_file and mqtt.tls_client_ca_file")]
+    #[error("{0}; see tls_cert_file, tls_key_file and tls_client_ca_file")]
     Certificate(#[from] CertificateError),
     /// The broker's state cannot be restored.
     #[error("cannot restore the broker's state: {0}")]
@@ -168,7 +168,8 @@ struct Appliance {
     journal: Journal,
     watch: JournalWatch,
     access: Arc<Access>,
-    certificates: Option<Arc<Certificates>>,
+    /// For MQTT and for HTTP.
+    certificates: Vec<Arc<Certificates>>,
     server: Server,
     sinks: Sinks,
     gateway: Gateway,
@@ -187,7 +188,8 @@ impl Appliance {
         let metrics = metrics(runtime)?;
         folder::make(&config.data_dir)?;
         let access = Arc::new(Access::new(config.auth.anonymous, passwords(config)?));
-        let certificates = listeners::certificates(config)?;
+        let mqtt_certificates = listeners::certificates(config.mqtt.transports.certificate_files())?;
+        let http_certificates = listeners::certificates(config.http.certificate_files())?;
         let operator_token = gateway::operator_token(&config.data_dir)
             .map_err(|error| StartError::Folder { path: config.data_dir.clone(), error })?;
 
@@ -203,11 +205,12 @@ impl Appliance {
 
         let state = FileStorage::open(&config.data_dir.join("broker"))
             .map_err(|error| folder::refused(&config.data_dir, error))?;
-        let options = listeners::options(config, Arc::clone(&access), certificates.clone());
+        let options = listeners::options(config, Arc::clone(&access), mqtt_certificates.clone());
         let server = Server::start(options, journal.clone(), appender, state)?;
         listeners::warn_of_missing(&server);
-        if let Some(certificates) = &certificates {
-            listeners::watch(Arc::clone(certificates), runtime);
+        let certificates: Vec<_> = mqtt_certificates.into_iter().chain(http_certificates.clone()).collect();
+        for each in &certificates {
+            listeners::watch(Arc::clone(each), runtime);
         }
         let mqtt = Part::new("mqtt");
         mqtt.set(State::Up, None);
@@ -216,6 +219,7 @@ impl Appliance {
         let wiring = Wiring {
             journal: journal.clone(),
             publisher: Arc::new(server.handle()),
+            certificates: http_certificates,
             mqtt: Some(gateway::Mqtt { handle: server.handle(), listening: server.listening().to_vec() }),
             access: Arc::clone(&access),
             operator_token: Some(operator_token),
@@ -227,7 +231,12 @@ impl Appliance {
     }
 
     fn announce(&self, config: &Config) {
-        let lines = announce::Lines { config, mqtt: self.server.listening(), http: self.gateway.address() };
+        let lines = announce::Lines {
+            config,
+            mqtt: self.server.listening(),
+            http: self.gateway.address(),
+            https: self.gateway.tls_address(),
+        };
         print!("{lines}");
     }
 
@@ -240,7 +249,7 @@ impl Appliance {
             }
             Err(error) => tracing::error!("SIGHUP: {error}; the users are those of before"),
         }
-        if let Some(certificates) = &self.certificates {
+        for certificates in &self.certificates {
             listeners::reload(certificates, "SIGHUP");
         }
     }
@@ -272,8 +281,8 @@ impl From<server::StartError> for StartError {
 impl From<gateway::StartError> for StartError {
     fn from(error: gateway::StartError) -> Self {
         match error {
-            gateway::StartError::Listen { address, error } => {
-                Self::Listen { address, key: "TIDEGATE_HTTP_LISTEN", error }
+            gateway::StartError::Listen { address, variable, error } => {
+                Self::Listen { address, key: variable, error }
             }
             gateway::StartError::Config(mistakes) => {
                 Self::Internal { part: "the HTTP gateway", error: mistakes.join("; ") }

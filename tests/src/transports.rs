@@ -30,6 +30,7 @@ struct Everywhere {
     tls: SocketAddr,
     ws: SocketAddr,
     wss: SocketAddr,
+    https: SocketAddr,
 }
 
 impl Everywhere {
@@ -41,11 +42,14 @@ impl Everywhere {
     }
 
     fn prepare(settings: Settings) -> Self {
-        let [tls, ws, wss] = std::array::from_fn(|_| free_address());
+        let [tls, ws, wss, https] = std::array::from_fn(|_| free_address());
         let settings = settings
             .set("TIDEGATE_MQTT_TLS_LISTEN", &tls.to_string())
             .set("TIDEGATE_MQTT_WS_LISTEN", &ws.to_string())
             .set("TIDEGATE_MQTT_WSS_LISTEN", &wss.to_string())
+            .set("TIDEGATE_HTTP_TLS_LISTEN", &https.to_string())
+            .set("TIDEGATE_HTTP_TLS_CERT_FILE", "server.pem")
+            .set("TIDEGATE_HTTP_TLS_KEY_FILE", "server.key")
             .set("TIDEGATE_MQTT_UNIX_LISTEN", "mqtt.sock")
             .set("TIDEGATE_MQTT_TLS_CERT_FILE", "server.pem")
             .set("TIDEGATE_MQTT_TLS_KEY_FILE", "server.key")
@@ -55,7 +59,7 @@ impl Everywhere {
         let authority = Authority::new("authority");
         authority.write(tidegate.folder());
         authority.server().write(tidegate.folder(), "server");
-        Self { tidegate, authority, tls, ws, wss }
+        Self { tidegate, authority, tls, ws, wss, https }
     }
 
     /// A file in its folder, as an argument of a command.

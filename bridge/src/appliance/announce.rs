@@ -14,11 +14,12 @@ pub(super) struct Lines<'a> {
     pub(super) config: &'a Config,
     pub(super) mqtt: &'a [(Transport, Place)],
     pub(super) http: SocketAddr,
+    pub(super) https: Option<SocketAddr>,
 }
 
 impl fmt::Display for Lines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { config, mqtt, http } = self;
+        let Self { config, mqtt, http, https } = self;
         let journal = &config.journal;
         let age = journal.max_age.map_or_else(String::new, |age| format!(", {}", period(age)));
         writeln!(f, "tidegate {} is running", env!("CARGO_PKG_VERSION"))?;
@@ -29,6 +30,9 @@ impl fmt::Display for Lines<'_> {
             f,
             "  HTTP      {http}  dashboard /, events /stream/events, WebSocket /ws, MQTT /mqtt, /health, /metrics"
         )?;
+        if let Some(https) = https {
+            writeln!(f, "  HTTPS     {https}  the same over TLS")?;
+        }
         writeln!(
             f,
             "  data      {}  journal of up to {}{age}",
@@ -120,7 +124,7 @@ mod tests {
                 (Transport::Ws, Place::Address("0.0.0.0:9001".parse().unwrap())),
                 (Transport::Unix, Place::Path("/run/mqtt".into(), 0o660)),
             ];
-            Lines { config: &config, mqtt: &listening, http: http.parse().unwrap() }.to_string()
+            Lines { config: &config, mqtt: &listening, http: http.parse().unwrap(), https: None }.to_string()
         };
         let usual = lines("0.0.0.0:1883", "0.0.0.0:8080");
         assert!(usual.contains("\n  MQTT      0.0.0.0:1883\n"), "{usual}");

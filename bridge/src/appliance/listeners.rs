@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_broker::auth::Access;
-use tidegate_broker::server::{self, CertificateError, Certificates, Place, ProxyRules, Transport, WebRules};
+use tidegate_broker::server::{
+    self, CertificateError, CertificateFiles, Certificates, Place, ProxyRules, Transport, WebRules,
+};
 use tokio::runtime::Runtime;
 
 use super::StartError;
@@ -14,8 +16,9 @@ use crate::config::Config;
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Reads the certificate, if there is one.
-pub(super) fn certificates(config: &Config) -> Result<Option<Arc<Certificates>>, CertificateError> {
-    let files = config.mqtt.transports.certificate_files();
+pub(super) fn certificates(
+    files: Option<CertificateFiles>,
+) -> Result<Option<Arc<Certificates>>, CertificateError> {
     files.map(|files| Certificates::load(files).map(Arc::new)).transpose()
 }
 

@@ -340,6 +340,22 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key!("http.listen", http.listen, Address, "Where HTTP, WebSocket and SSE are accepted. Also HOST and PORT."),
     key!(
+        "http.tls_listen",
+        http.tls_listen,
+        OrOff(Address),
+        "Where HTTPS is accepted, with everything that HTTP has, when there is a certificate; or off."
+    ),
+    key!(
+        "http.tls_cert_file",
+        http.tls_cert_file,
+        Text,
+        "The certificate for HTTPS in PEM, with those between it and its authority behind it. It is read again when \
+         it changes and on SIGHUP; with a mistake in it, that of before stays."
+    )
+    .sample("\"/etc/tidegate/cert.pem\""),
+    key!("http.tls_key_file", http.tls_key_file, Text, "Its private key in PEM, without passphrase.")
+        .sample("\"/etc/tidegate/key.pem\""),
+    key!(
         "http.service_name",
         http.service_name,
         Text,

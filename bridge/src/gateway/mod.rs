@@ -29,13 +29,15 @@ mod subscription;
 mod websocket;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tidegate_broker::auth::Access;
 use tidegate_broker::journal::Journal;
+use tidegate_broker::server::{CertificateFiles, Certificates};
 use tidegate_broker::topic::{TopicError, TopicName};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -46,12 +48,21 @@ pub use publish::Publish;
 
 use crate::health::Part;
 
+/// Where HTTPS is accepted unless something else is said.
+const TLS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8443);
+
 /// How the gateway behaves. What happens at each limit stands beside it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where HTTP is accepted.
     pub listen: SocketAddr,
+    /// Where HTTPS is accepted when there is a certificate.
+    pub tls_listen: Option<SocketAddr>,
+    /// The certificate, with those between it and its authority.
+    pub tls_cert_file: Option<PathBuf>,
+    /// Its private key.
+    pub tls_key_file: Option<PathBuf>,
     /// What the service calls itself in `/health` and in events.
     pub service_name: String,
     /// The platform it belongs to, told at `/`; empty for none.
@@ -96,6 +107,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)),
+            tls_listen: Some(TLS_LISTEN),
+            tls_cert_file: None,
+            tls_key_file: None,
             service_name: "tidegate".into(),
             platform: String::new(),
             allowed_origins: Vec::new(),
@@ -119,9 +133,28 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The files of the certificate, if there is one.
+    pub fn certificate_files(&self) -> Option<CertificateFiles> {
+        let (certificate, key) = (self.tls_cert_file.clone()?, self.tls_key_file.clone()?);
+        Some(CertificateFiles { certificate, key, client_authorities: None, client_required: false })
+    }
+
     /// Every mistake in it, each as one line that names the key.
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
+        match (&self.tls_cert_file, &self.tls_key_file) {
+            (Some(_), None) => {
+                mistakes.push("http.tls_cert_file: needs its private key: set http.tls_key_file".to_owned());
+            }
+            (None, Some(_)) => {
+                mistakes.push("http.tls_key_file: needs its certificate: set http.tls_cert_file".to_owned());
+            }
+            (None, None) if self.tls_listen.is_some_and(|listen| listen != TLS_LISTEN) => mistakes.push(
+                "http.tls_listen: needs a certificate: set http.tls_cert_file and http.tls_key_file"
+                    .to_owned(),
+            ),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
         for origin in &self.allowed_origins {
             if guard::origin_authority(origin).is_none() {
                 mistakes.push(format!(
@@ -173,6 +206,8 @@ pub struct Wiring {
     pub journal: Journal,
     /// Where publishes go.
     pub publisher: Arc<dyn Publish>,
+    /// The certificate for HTTPS; without it there is none.
+    pub certificates: Option<Arc<Certificates>>,
     /// Where WebSockets at `/mqtt` go, and where else MQTT is accepted; without it `/mqtt` is answered 503.
     pub mqtt: Option<Mqtt>,
     /// Who may connect, by address and password: the rule of the MQTT listener.
@@ -199,10 +234,12 @@ pub enum StartError {
     #[error("{}", .0.join("\n"))]
     Config(Vec<String>),
     /// The address cannot be listened on.
-    #[error("cannot listen for HTTP on {address}: {error}; {}", advice(.error))]
+    #[error("cannot listen for HTTP on {address}: {error}; {} ({variable})", advice(.error))]
     Listen {
         /// The configured address.
         address: SocketAddr,
+        /// The variable that sets it.
+        variable: &'static str,
         /// What the operating system says.
         error: io::Error,
     },
@@ -213,9 +250,9 @@ pub enum StartError {
 
 fn advice(error: &io::Error) -> &'static str {
     if error.kind() == io::ErrorKind::AddrInUse {
-        "stop the other program on that port or set another one (TIDEGATE_HTTP_LISTEN)"
+        "stop the other program on that port or set another one"
     } else {
-        "check the address (TIDEGATE_HTTP_LISTEN)"
+        "check the address"
     }
 }
 
@@ -223,6 +260,7 @@ fn advice(error: &io::Error) -> &'static str {
 #[derive(Debug)]
 pub struct Gateway {
     address: SocketAddr,
+    tls_address: Option<SocketAddr>,
     draining: watch::Sender<bool>,
     accepting: JoinHandle<()>,
     _follower: events::Follower,
@@ -238,9 +276,14 @@ pub async fn start(config: Config, wiring: Wiring) -> Result<Gateway, StartError
     if !mistakes.is_empty() {
         return Err(StartError::Config(mistakes));
     }
-    let listen = |error| StartError::Listen { address: config.listen, error };
-    let listener = tokio::net::TcpListener::bind(config.listen).await.map_err(listen)?;
-    let address = listener.local_addr().map_err(listen)?;
+    let (listener, address) = bind(config.listen, "TIDEGATE_HTTP_LISTEN").await?;
+    let tls = match (wiring.certificates, config.tls_listen) {
+        (Some(certificates), Some(listen)) => {
+            Some((bind(listen, "TIDEGATE_HTTP_TLS_LISTEN").await?, certificates))
+        }
+        (Some(_), None) | (None, _) => None,
+    };
+    let tls_address = tls.as_ref().map(|((_, address), _)| *address);
 
     let limits =
         events::Limits { subscribers_max: config.subscribers_max, queue_bytes_max: config.queue_bytes_max };
@@ -262,14 +305,37 @@ pub async fn start(config: Config, wiring: Wiring) -> Result<Gateway, StartError
         status: status::Cache::default(),
         sockets: websocket::Open::default(),
     });
-    let accepting = tokio::spawn(serve::accept(listener, app));
-    Ok(Gateway { address, draining, accepting, _follower: follower })
+    let places = serve::Places::new(app.config.connections_max);
+    let plain = serve::accept(listener, None, Arc::clone(&app), places.clone());
+    let accepting = match tls {
+        None => tokio::spawn(plain),
+        Some(((listener, _), certificates)) => {
+            let encrypted = serve::accept(listener, Some(certificates), app, places);
+            tokio::spawn(async { _ = tokio::join!(plain, encrypted) })
+        }
+    };
+    Ok(Gateway { address, tls_address, draining, accepting, _follower: follower })
+}
+
+async fn bind(
+    address: SocketAddr,
+    variable: &'static str,
+) -> Result<(tokio::net::TcpListener, SocketAddr), StartError> {
+    let refuse = |error| StartError::Listen { address, variable, error };
+    let listener = tokio::net::TcpListener::bind(address).await.map_err(refuse)?;
+    let bound = listener.local_addr().map_err(refuse)?;
+    Ok((listener, bound))
 }
 
 impl Gateway {
     /// Where it listens, with the port that was chosen if 0 was asked for.
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it listens for HTTPS, if it does.
+    pub const fn tls_address(&self) -> Option<SocketAddr> {
+        self.tls_address
     }
 
     /// Stops accepting, ends event streams, closes WebSockets with 1001, lets running requests finish, and gives

@@ -14,6 +14,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tidegate_broker::server::{Adopted, Handle, Place, Transport, Upgrade, UpgradeError};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 use super::guard::Peer;
 use super::reply::Refusal;
@@ -85,8 +86,16 @@ async fn hand_over(handle: Handle, on_upgrade: OnUpgrade, seen: SocketAddr, peer
 }
 
 fn adopt(upgraded: Upgraded, peer: IpAddr) -> std::io::Result<Adopted> {
+    let upgraded = match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(parts) => {
+            let stream = parts.io.into_inner().into_std()?;
+            return Ok(Adopted { stream, peer, tls: None, ahead: parts.read_buf });
+        }
+        Err(upgraded) => upgraded,
+    };
     let parts = upgraded
-        .downcast::<TokioIo<TcpStream>>()
+        .downcast::<TokioIo<TlsStream<TcpStream>>>()
         .map_err(|_| std::io::Error::other("its socket is of no kind that is served here"))?;
-    Ok(Adopted { stream: parts.io.into_inner().into_std()?, peer, tls: None, ahead: parts.read_buf })
+    let (stream, tls) = parts.io.into_inner().into_inner();
+    Ok(Adopted { stream: stream.into_std()?, peer, tls: Some(tls), ahead: parts.read_buf })
 }

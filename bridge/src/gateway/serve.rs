@@ -15,10 +15,12 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::AsyncWriteExt as _;
+use tidegate_broker::server::Certificates;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tower_service::Service as _;
 
 use super::guard::Peer;
@@ -33,12 +35,31 @@ const REFUSALS_MAX: usize = 64;
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 const HEAD_BYTES_MAX: usize = 64 << 10;
 
+/// Room for connections, of all listeners together.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    connections: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+}
+
+impl Places {
+    pub(super) fn new(connections_max: usize) -> Self {
+        Self {
+            connections: Arc::new(Semaphore::new(connections_max)),
+            refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
+        }
+    }
+}
+
 /// Accepts until the gateway drains, then waits for the connections.
-pub(super) async fn accept(listener: TcpListener, app: Arc<App>) {
+pub(super) async fn accept(
+    listener: TcpListener,
+    certificates: Option<Arc<Certificates>>,
+    app: Arc<App>,
+    places: Places,
+) {
     let mut drain = app.drain.clone();
     let router = routes::router(Arc::clone(&app));
-    let places = Arc::new(Semaphore::new(app.config.connections_max));
-    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -48,7 +69,7 @@ pub(super) async fn accept(listener: TcpListener, app: Arc<App>) {
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => match Arc::clone(&places).try_acquire_owned() {
+            Ok((stream, peer)) => match Arc::clone(&places.connections).try_acquire_owned() {
                 Ok(place) => {
                     let connection = Connection {
                         router: router.clone(),
@@ -56,14 +77,17 @@ pub(super) async fn accept(listener: TcpListener, app: Arc<App>) {
                         drain: drain.clone(),
                         header_timeout: Duration::from_millis(app.config.header_timeout_ms),
                         send_timeout: Duration::from_millis(app.config.send_timeout_ms),
+                        tls: certificates.as_ref().map(|certificates| certificates.current().into()),
                     };
                     connections.spawn(async move {
                         connection.serve(stream).await;
                         drop(place);
                     });
                 }
+                // Who expects TLS understands no answer without it.
+                Err(_) if certificates.is_some() => {}
                 Err(_) => {
-                    if let Ok(turn) = Arc::clone(&refusals).try_acquire_owned() {
+                    if let Ok(turn) = Arc::clone(&places.refusals).try_acquire_owned() {
                         connections.spawn(async move {
                             refuse(stream).await;
                             drop(turn);
@@ -105,11 +129,21 @@ struct Connection {
     drain: Drain,
     header_timeout: Duration,
     send_timeout: Duration,
+    tls: Option<TlsAcceptor>,
 }
 
 impl Connection {
     async fn serve(mut self, stream: TcpStream) {
         set_options(&stream, self.send_timeout);
+        let Some(tls) = self.tls.take() else { return self.serve_http(stream).await };
+        match tokio::time::timeout(self.header_timeout, tls.accept(stream)).await {
+            Ok(Ok(stream)) => self.serve_http(stream).await,
+            Ok(Err(error)) => tracing::debug!(peer = %self.peer, %error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!(peer = %self.peer, "a TLS handshake took too long"),
+        }
+    }
+
+    async fn serve_http(mut self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let (router, peer) = (self.router, Peer(self.peer));
         let service = service_fn(move |request: Request<Incoming>| {
             let mut request = request.map(Body::new);

@@ -153,6 +153,7 @@ impl Stage {
         mqtt.set(State::Up, None);
         let wiring = Wiring {
             mqtt: None,
+            certificates: None,
             journal: journal.clone(),
             publisher: Arc::clone(&publisher) as Arc<dyn Publish>,
             access: Arc::new(setting.access),

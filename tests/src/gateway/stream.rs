@@ -265,6 +265,7 @@ async fn a_drain_ends_streams_and_a_busy_port_is_one_clear_error() {
     let config = tidegate::gateway::Config { listen: stage.address, ..Default::default() };
     let wiring = tidegate::gateway::Wiring {
         mqtt: None,
+        certificates: None,
         journal: stage.journal.clone(),
         publisher: Arc::clone(&stage.publisher) as Arc<dyn tidegate::gateway::Publish>,
         access: Arc::default(),

@@ -2,15 +2,16 @@
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use tidegate_broker::mqtt::{Decoded, Packet, ReasonCode, Version, decode};
+use tidegate_broker::record::Qos;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::{Frame, FrameHeader};
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async};
 
 use super::{Client, Everywhere, connect, payload, publish, subscribe};
-use crate::support::mqtt::{Connection, Options};
+use crate::support::mqtt::{Connection, Flags, Options, Received};
 use crate::support::tidegate::Settings;
 use crate::support::{PATIENCE, within};
 
@@ -289,25 +290,57 @@ async fn whoever_comes_through_a_reverse_proxy_is_not_on_this_machine() {
 
 #[tokio::test]
 async fn the_same_over_tls_carries_mqtt() {
-    use tokio_tungstenite::client_async;
     let everywhere = Everywhere::start(Settings::default()).await;
-    let Client { stream, .. } = everywhere.authority.connect(everywhere.wss).await;
-    let request = format!("ws://{}/mqtt", everywhere.wss).into_client_request().unwrap();
-    let (mut stream, _) = client_async(request, stream).await.unwrap();
-    stream.send(Message::binary(connect("wss", Version::V5))).await.unwrap();
-    let next = within("CONNACK comes", PATIENCE, stream.next()).await.unwrap().unwrap();
-    let Message::Binary(bytes) = next else { panic!("{next:?}") };
-    assert_eq!(bytes[0], 0x20, "CONNACK");
+    // A connection that HTTP has encrypted goes on in the broker with the same keys.
+    for (connections, address) in [(1, everywhere.wss), (2, everywhere.https)] {
+        let Client { stream, .. } = everywhere.authority.connect(address).await;
+        let mut request = format!("ws://{address}/mqtt").into_client_request().unwrap();
+        request.headers_mut().insert("sec-websocket-protocol", "mqtt".parse().unwrap());
+        let answered = within("the WebSocket is answered", PATIENCE, client_async(request, stream)).await;
+        let (mut stream, _) = answered.unwrap();
+        stream.send(Message::binary(connect(&address.to_string(), Version::V5))).await.unwrap();
+        let next = within("CONNACK comes", PATIENCE, stream.next()).await.unwrap().unwrap();
+        let Message::Binary(bytes) = next else { panic!("{next:?}") };
+        assert_eq!(bytes[0], 0x20, "CONNACK");
 
-    // And what came this way is delivered to everybody.
-    let mut plain =
-        Connection::open(everywhere.tidegate.mqtt, &Options::clean(Version::V5, "plain")).await.unwrap();
-    plain.subscribe("from/wss", tidegate_broker::record::Qos::AtLeastOnce).await.unwrap();
-    let sent = payload(1 << 20);
-    stream.send(Message::binary(publish("from/wss", &sent, 1, Version::V5))).await.unwrap();
-    let crate::support::mqtt::Received::Publish { payload, .. } = plain.receive().await.unwrap() else {
-        panic!("no publish")
-    };
-    assert!(payload == sent, "what came is what was sent");
-    assert_eq!(everywhere.metric("tidegate_mqtt_transport_connections{transport=\"wss\"}").await, 1);
+        // What came this way is delivered to everybody, and what everybody sends comes this way.
+        let options = Options::clean(Version::V5, "plain");
+        let mut plain = Connection::open(everywhere.tidegate.mqtt, &options).await.unwrap();
+        plain.subscribe("from/wss", Qos::AtLeastOnce).await.unwrap();
+        let sent = payload(1 << 20);
+        stream.send(Message::binary(subscribe("to/wss", Version::V5))).await.unwrap();
+        stream.send(Message::binary(publish("from/wss", &sent, 1, Version::V5))).await.unwrap();
+        let Received::Publish { payload, packet_id, .. } = plain.receive().await.unwrap() else {
+            panic!("no publish")
+        };
+        assert!(payload == sent, "what came is what was sent");
+        plain.puback(packet_id);
+        plain.publish("to/wss", &sent, Qos::AtLeastOnce, 1, Flags::default());
+        plain.flush().await.unwrap();
+        let mut received = Vec::new();
+        while !received.ends_with(&sent) {
+            let next = within("a frame comes", PATIENCE, stream.next()).await.unwrap().unwrap();
+            if let Message::Binary(bytes) = next {
+                received.extend_from_slice(&bytes);
+            }
+        }
+        let open = "tidegate_mqtt_transport_connections_total{transport=\"wss\"}";
+        assert_eq!(everywhere.metric(open).await, connections);
+    }
+}
+
+#[tokio::test]
+async fn everything_of_the_http_port_is_there_over_tls() {
+    let mut everywhere = Everywhere::start(Settings::default()).await;
+    let mut client = everywhere.authority.connect(everywhere.https).await;
+    client.send(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
+    client.expect_end().await;
+    let answer = String::from_utf8(client.received).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("\"transport\":\"wss\""), "every listener is named: {answer}");
+    // Who speaks no TLS there is closed, and who says nothing does not hold a drain up.
+    let mut plain = Client::plain(everywhere.https).await;
+    plain.send(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    plain.expect_end().await;
+    assert!(everywhere.tidegate.drain().await.success());
 }
