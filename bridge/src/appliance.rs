@@ -4,6 +4,7 @@
 //! the end undoes it in the order of the data, so that what was accepted goes as far as the time allows and what
 //! does not lies in the journal for the next start. A destination that is away never stops the start.
 
+mod access_files;
 mod announce;
 mod folder;
 mod journal_watch;
@@ -18,7 +19,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidegate_broker::auth::{Access, PasswordFile, PasswordFileError};
 use tidegate_broker::journal::{FileStorage, Journal, OpenError};
 use tidegate_broker::server::{self, CertificateError, Certificates, Server};
 
@@ -29,6 +29,7 @@ use crate::config::{Config, period};
 use crate::gateway::{self, Gateway, Wiring};
 use crate::health::{Part, State};
 
+use access_files::AccessFiles;
 use journal_watch::JournalWatch;
 use signals::Signal;
 use sinks::Sinks;
@@ -62,9 +63,9 @@ pub enum StartError {
         /// What is wrong with it.
         error: OpenError,
     },
-    /// The password file cannot be used.
-    #[error("{0}; `tidegate passwd` writes such a file")]
-    Passwords(#[from] PasswordFileError),
+    /// A file that says who may do what cannot be used.
+    #[error(transparent)]
+    Access(#[from] access_files::AccessFileError),
     /// An address cannot be listened on.
     #[error("{}", listen_advice(*address, key, error))]
     Listen {
@@ -103,7 +104,7 @@ impl StartError {
     /// The exit code of the program (`sysexits.h`).
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Passwords(_) | Self::Certificate(_) => 64,
+            Self::Access(_) | Self::Certificate(_) => 64,
             Self::Listen { error, .. } if error.kind() == io::ErrorKind::AddrNotAvailable => 64,
             Self::Socket { error, .. } if error.kind() != io::ErrorKind::AddrInUse => 74,
             Self::InUse { .. } | Self::Listen { .. } | Self::Socket { .. } => 69,
@@ -143,12 +144,14 @@ pub fn run(config: &Config) -> Result<(), StartError> {
     // Before anything is started, so that an early signal is not lost.
     let mut signals = signals::Signals::new()?;
 
-    let appliance = Appliance::start(config, &runtime)?;
+    let mut appliance = Appliance::start(config, &runtime)?;
     appliance.announce(config);
     let name = loop {
-        match runtime.block_on(signals.next()) {
-            Signal::Reload => appliance.reload(config),
-            Signal::Stop(name) => break name,
+        let signal = async { tokio::time::timeout(access_files::CHECK_INTERVAL, signals.next()).await };
+        match runtime.block_on(signal) {
+            Ok(Signal::Reload) => appliance.reload(),
+            Ok(Signal::Stop(name)) => break name,
+            Err(_elapsed) => appliance.access_files.check(),
         }
     };
     tracing::info!(
@@ -167,7 +170,7 @@ pub fn run(config: &Config) -> Result<(), StartError> {
 struct Appliance {
     journal: Journal,
     watch: JournalWatch,
-    access: Arc<Access>,
+    access_files: AccessFiles,
     /// For MQTT and for HTTP.
     certificates: Vec<Arc<Certificates>>,
     server: Server,
@@ -187,7 +190,8 @@ impl Appliance {
         }
         let metrics = metrics(runtime)?;
         folder::make(&config.data_dir)?;
-        let access = Arc::new(Access::new(config.auth.anonymous, passwords(config)?));
+        let access_files = AccessFiles::open(config)?;
+        let access = access_files.access();
         let mqtt_certificates = listeners::certificates(config.mqtt.transports.certificate_files())?;
         let http_certificates = listeners::certificates(config.http.certificate_files())?;
         let operator_token = gateway::operator_token(&config.data_dir)
@@ -227,7 +231,7 @@ impl Appliance {
             metrics: Some(metrics),
         };
         let gateway = runtime.block_on(gateway::start(config.http.clone(), wiring))?;
-        Ok(Self { journal, watch, access, certificates, server, sinks, gateway })
+        Ok(Self { journal, watch, access_files, certificates, server, sinks, gateway })
     }
 
     fn announce(&self, config: &Config) {
@@ -240,15 +244,9 @@ impl Appliance {
         print!("{lines}");
     }
 
-    /// Reads the password file and the certificate again. With a mistake in one, what was before stays.
-    fn reload(&self, config: &Config) {
-        match passwords(config) {
-            Ok(passwords) => {
-                self.access.replace_passwords(passwords);
-                tracing::info!("SIGHUP: users are read again from {}", config.password_path().display());
-            }
-            Err(error) => tracing::error!("SIGHUP: {error}; the users are those of before"),
-        }
+    /// Reads again who may do what, and the certificates. With a mistake in one, what was before stays.
+    fn reload(&mut self) {
+        self.access_files.reload();
         for certificates in &self.certificates {
             listeners::reload(certificates, "SIGHUP");
         }
@@ -309,16 +307,6 @@ fn warn_of_little_space(config: &Config, journal: &Journal) {
             may_grow >> 20,
         );
     }
-}
-
-/// Users and their passwords, if there is such a file. The one in the data folder need not exist; one that was
-/// asked for must.
-fn passwords(config: &Config) -> Result<Option<PasswordFile>, PasswordFileError> {
-    let path = config.password_path();
-    if config.auth.password_file.is_none() && !path.exists() {
-        return Ok(None);
-    }
-    PasswordFile::open(&path).map(Some)
 }
 
 /// Takes what every part counts, for `/metrics`.

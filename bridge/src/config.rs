@@ -22,7 +22,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tidegate_broker::auth::Anonymous;
+use tidegate_broker::auth::{Anonymous, DefaultRules};
 use tidegate_broker::journal::{self, FullPolicy, SyncPolicy};
 use tidegate_broker::server::Limits;
 
@@ -42,7 +42,7 @@ pub struct Config {
     pub mqtt: Mqtt,
     /// The HTTP listener and what its clients may use.
     pub http: gateway::Config,
-    /// Who may connect.
+    /// Who may connect, and what who is connected may do.
     pub auth: Auth,
     /// The journal.
     pub journal: journal::Options,
@@ -65,13 +65,17 @@ pub struct Mqtt {
     pub limits: Limits,
 }
 
-/// Who may connect.
+/// Who may connect, and what who is connected may do.
 #[derive(Clone, Debug, Default)]
 pub struct Auth {
     /// Who may connect without credentials.
     pub anonymous: Anonymous,
     /// Users and their hashed passwords, in mosquitto's format.
     pub password_file: Option<PathBuf>,
+    /// What users may publish and receive, in mosquitto's format.
+    pub acl_file: Option<PathBuf>,
+    /// What they may where there is no such file.
+    pub default_rules: DefaultRules,
 }
 
 /// What is logged.
@@ -134,6 +138,11 @@ impl Config {
     /// The password file: the configured one, else `passwords` in the data folder.
     pub fn password_path(&self) -> PathBuf {
         self.auth.password_file.clone().unwrap_or_else(|| self.data_dir.join("passwords"))
+    }
+
+    /// The ACL file: the configured one, else `acl` in the data folder.
+    pub fn acl_path(&self) -> PathBuf {
+        self.auth.acl_file.clone().unwrap_or_else(|| self.data_dir.join("acl"))
     }
 }
 

@@ -13,6 +13,8 @@
 //! - Nothing queues for a slow or absent client: its session notes an offset and reads the journal.
 
 mod aliases;
+mod authenticate;
+mod authorise;
 mod connect;
 mod deliver;
 mod gate;
@@ -37,6 +39,7 @@ use std::time::Duration;
 use foldhash::HashMap;
 
 use self::aliases::OutgoingAliases;
+use self::authenticate::Enhanced;
 use self::gate::{Gated, Release};
 pub use self::limits::{Limit, LimitCounts, Limits, RateAction};
 pub use self::outbox::{Outbox, SHARED_BYTES_MIN};
@@ -47,7 +50,7 @@ use self::shared::Group;
 pub use self::stats::{Counts, DropReason, RefusalReason, Stats};
 use self::system::{Ending, System};
 use self::timers::Timers;
-use crate::auth::{Access, Identity};
+use crate::auth::{Access, DenialLog, Identity, Rules, Throttle};
 use crate::mqtt::{self, DecodeError, Decoded, Disconnect, Packet, ReasonCode, Version, encode};
 use crate::record::{Append, Appended, Batch, Offset, Refused, Timestamp};
 use crate::retained::RetainedStore;
@@ -98,6 +101,10 @@ pub enum Received {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     AwaitingConnect,
+    /// Its CONNECT waits for the end of enhanced authentication.
+    Authenticating,
+    /// Its CONNECT is refused, and it waits for the answer.
+    Refusing(ReasonCode),
     Connected,
     /// What waits is still written, then the connection is closed.
     Closing,
@@ -113,6 +120,13 @@ struct Connection {
     certificate: Option<Box<str>>,
     /// Who the client was found to be.
     identity: Option<Identity>,
+    /// Whether the rules let it do everything.
+    unrestricted: bool,
+    /// The topic to which it published last, if it may; the next publish often goes there too.
+    may_publish: String,
+    enhanced: Option<Box<Enhanced>>,
+    /// When it is looked at whether its client's proof has expired.
+    expiry_checked_at: Option<Duration>,
     /// Whether CONNACK was sent: nothing may come before it [MQTT-3.2.0-1].
     greeted: bool,
     outbox: Outbox,
@@ -181,6 +195,11 @@ pub enum ReadFor {
 pub struct Broker {
     limits: Limits,
     access: Arc<Access>,
+    /// The rules of `access`, as far as they are known here.
+    rules: Arc<Rules>,
+    rules_version: u64,
+    denials: DenialLog,
+    throttle: Throttle,
     /// Makes assigned Client Identifiers hard to guess.
     seed: u64,
     durable_end: Offset,
@@ -230,7 +249,11 @@ impl Broker {
     pub fn new(limits: Limits, access: Arc<Access>, seed: u64) -> Self {
         Self {
             limits,
+            rules_version: access.rules_version(),
+            rules: access.rules(),
             access,
+            denials: DenialLog::default(),
+            throttle: Throttle::default(),
             seed,
             durable_end: Offset(0),
             journal_failed: false,
@@ -286,6 +309,10 @@ impl Broker {
             session: None,
             certificate: None,
             identity: None,
+            unrestricted: false,
+            may_publish: String::new(),
+            enhanced: None,
+            expiry_checked_at: None,
             greeted: false,
             outbox: Outbox::default(),
             silence_max: self.limits.connect_timeout,
@@ -330,6 +357,7 @@ impl Broker {
 
     /// Bytes were read from a connection. They begin where the last call's `consumed` ended.
     pub fn receive(&mut self, key: Key, bytes: &[u8], now: Now, log: &mut dyn Append) -> Received {
+        self.check_rules();
         let mut consumed = 0;
         let mut subscribes = 0;
         // What is delivered to a client alone never takes more, so a client cannot be kept from acknowledging.
@@ -338,7 +366,8 @@ impl Broker {
             let Some(connection) = self.connections.get_mut(key) else { return Received::Closing };
             let rest = &bytes[consumed..];
             let step = match connection.stage {
-                Stage::Closing => return Received::Closing,
+                Stage::Closing | Stage::Refusing(_) => return Received::Closing,
+                Stage::Authenticating => self.receive_auth(key, rest, now, log),
                 Stage::AwaitingConnect => self.receive_connect(key, rest, now, log),
                 Stage::Connected if connection.outbox.len() > outbox_bytes_max => {
                     connection.hold = Some(Hold::Outbox);
@@ -373,12 +402,12 @@ impl Broker {
         received
     }
 
-    fn receive_connect(&mut self, key: Key, bytes: &[u8], now: Now, log: &mut dyn Append) -> Step {
-        match mqtt::decode_connect(bytes, self.limits.packet_bytes) {
+    fn receive_connect(&mut self, key: Key, raw: &[u8], now: Now, log: &mut dyn Append) -> Step {
+        match mqtt::decode_connect(raw, self.limits.packet_bytes) {
             Ok(Decoded::Incomplete { needed }) => Step::Incomplete { needed },
             Ok(Decoded::Packet { packet, bytes }) => {
                 self.stats.packets_in_total += 1;
-                self.handle_connect(key, &packet, now, log);
+                self.handle_connect(key, &packet, &raw[..bytes], now, log);
                 Step::Done { bytes }
             }
             Err(error) => {
@@ -439,10 +468,9 @@ impl Broker {
             Packet::Unsubscribe(unsubscribe) => self.handle_unsubscribe(key, unsubscribe, now, log),
             Packet::PingReq => self.handle_pingreq(key, log),
             Packet::Disconnect(disconnect) => self.handle_disconnect(key, disconnect, now, log),
-            // A second CONNECT is a protocol error [MQTT-3.1.0-2], AUTH has no place where no enhanced
-            // authentication was agreed on [MQTT-4.12.0-1], and the rest only servers send.
+            Packet::Auth(auth) => self.handle_auth(key, auth, now, log),
+            // A second CONNECT is a protocol error [MQTT-3.1.0-2], and the rest only servers send.
             Packet::Connect(_)
-            | Packet::Auth(_)
             | Packet::ConnAck(_)
             | Packet::SubAck(_)
             | Packet::UnsubAck(_)
@@ -477,6 +505,7 @@ impl Broker {
     pub fn durable(&mut self, batch: &Batch, now: Now, log: &mut dyn Append) {
         debug_assert!(self.durable_end <= batch.base(), "batches become durable in order");
         self.durable_end = batch.end();
+        self.check_rules();
         self.release();
         self.deliver_durable(batch, now, log);
     }
@@ -646,21 +675,31 @@ impl Broker {
 
     /// Ends a connection for what came on it, in words where the client takes them.
     fn disconnect_for(&mut self, key: Key, error: &DecodeError, now: Now, log: &mut dyn Append) {
+        self.disconnect_saying(key, error.reason(), &error.to_string(), now, log);
+    }
+
+    fn disconnect_saying(
+        &mut self,
+        key: Key,
+        reason: ReasonCode,
+        text: &str,
+        now: Now,
+        log: &mut dyn Append,
+    ) {
         let Some(connection) = self.connections.get(key) else { return };
         let (version, bytes_max) = (connection.version, connection.packet_bytes_max);
         let mut packet = Vec::new();
         if connection.greeted && version.is_v5() && connection.takes_words {
-            let text = error.to_string();
-            let told = Disconnect { reason_string: Some(&text), ..Disconnect::new(error.reason()) };
+            let told = Disconnect { reason_string: Some(text), ..Disconnect::new(reason) };
             encode::disconnect(&mut packet, version, &told);
         }
         if packet.is_empty() || packet.len() > bytes_max {
             // [MQTT-3.14.2-3]
-            self.disconnect(key, error.reason(), now, log);
+            self.disconnect(key, reason, now, log);
             return;
         }
         if let Some(connection) = self.connections.get_mut(key) {
-            connection.ending = Ending::Told(error.reason());
+            connection.ending = Ending::Told(reason);
         }
         self.outbox(key).extend_from_slice(&packet);
         self.stats.packets_out_total += 1;

@@ -2,7 +2,8 @@
 //!
 //! Filters lie in a tree of levels. What a topic matches is worked out once and remembered until a subscription
 //! changes, because devices publish to the same topics again and again. A session appears at most once in the
-//! matches of a topic, however many of its filters overlap there. Who is connected is not known here.
+//! matches of a topic, however many of its filters overlap there. Who is connected is not known here, nor who may
+//! receive what: whoever asks for matches says so.
 
 use std::sync::Arc;
 
@@ -188,15 +189,22 @@ impl Router {
         Arc::clone(&self.nobody)
     }
 
-    /// The sessions that `topic` goes to.
-    pub fn matches(&mut self, topic: TopicName<'_>) -> Matches {
+    /// Works every topic's matches out anew, because the answers of `may_receive` have changed.
+    pub fn forget(&mut self) {
+        self.remembered.clear();
+        self.remembered_bytes = 0;
+    }
+
+    /// The sessions that `topic` goes to. `may_receive` says which of those that subscribed may; it is not asked again
+    /// before [`Router::forget`].
+    pub fn matches(&mut self, topic: TopicName<'_>, may_receive: impl Fn(Key) -> bool) -> Matches {
         if self.subscriptions == 0 {
             return Arc::clone(&self.nobody);
         }
         if let Some(matches) = self.remembered.get(topic.as_str()) {
             return Arc::clone(matches);
         }
-        let matches = self.work_out(topic);
+        let matches = self.work_out(topic, may_receive);
         self.remembered_bytes += topic.as_str().len() + size_of_val(&*matches);
         if self.remembered.len() >= REMEMBERED_TOPICS_MAX || self.remembered_bytes > REMEMBERED_BYTES_MAX {
             self.forget();
@@ -206,8 +214,8 @@ impl Router {
     }
 
     /// The same, without remembering it: for topics that hardly come again.
-    pub fn look_up(&self, topic: TopicName<'_>) -> Matches {
-        if self.subscriptions == 0 { Arc::clone(&self.nobody) } else { self.work_out(topic) }
+    pub fn look_up(&self, topic: TopicName<'_>, may_receive: impl Fn(Key) -> bool) -> Matches {
+        if self.subscriptions == 0 { Arc::clone(&self.nobody) } else { self.work_out(topic, may_receive) }
     }
 
     /// Whether a filter has `level` as its first level.
@@ -215,15 +223,11 @@ impl Router {
         self.root.below.contains_key(level)
     }
 
-    fn forget(&mut self) {
-        self.remembered.clear();
-        self.remembered_bytes = 0;
-    }
-
-    fn work_out(&self, topic: TopicName<'_>) -> Matches {
+    fn work_out(&self, topic: TopicName<'_>, may_receive: impl Fn(Key) -> bool) -> Matches {
         let levels: SmallVec<[&str; 16]> = topic.levels().collect();
         let mut found = Vec::new();
         collect(&self.root, &levels, topic.is_system(), &mut found);
+        found.retain(|(session, _)| may_receive(*session));
         if found.is_empty() {
             return Arc::clone(&self.nobody);
         }
@@ -345,7 +349,8 @@ mod tests {
                 .map(|at| sessions[at])
                 .collect();
             for _ in 0..2 {
-                let found: Vec<Key> = router.matches(topic).iter().map(|found| found.session).collect();
+                let found: Vec<Key> =
+                    router.matches(topic, |_| true).iter().map(|found| found.session).collect();
                 assert_eq!(found, expected, "{topic}");
             }
         }
@@ -368,7 +373,7 @@ mod tests {
         subscribe("a/+", Qos::ExactlyOnce, Some(2), false);
         subscribe("a/b", Qos::AtLeastOnce, None, true);
         subscribe("b", Qos::AtLeastOnce, Some(9), true);
-        let matches = router.matches(TopicName::new("a/b").unwrap());
+        let matches = router.matches(TopicName::new("a/b").unwrap(), |_| true);
         let [found] = &matches[..] else { panic!("{matches:?}") };
         assert_eq!(found.qos, Qos::ExactlyOnce);
         assert!(!found.no_local);
@@ -385,9 +390,26 @@ mod tests {
         router.subscribe(&filter, session, options(Qos::AtMostOnce));
         router.subscribe(&filter, session, options(Qos::AtLeastOnce));
         assert_eq!(router.len(), 1);
-        assert_eq!(router.matches(TopicName::new("a").unwrap())[0].qos, Qos::AtLeastOnce);
+        assert_eq!(router.matches(TopicName::new("a").unwrap(), |_| true)[0].qos, Qos::AtLeastOnce);
         assert!(router.unsubscribe(&filter, session));
         assert!(!router.unsubscribe(&filter, session));
-        assert!(router.matches(TopicName::new("a").unwrap()).is_empty());
+        assert!(router.matches(TopicName::new("a").unwrap(), |_| true).is_empty());
+    }
+
+    #[test]
+    fn who_may_not_receive_is_no_match_until_it_is_asked_again() {
+        let sessions = keys(2);
+        let mut router = Router::default();
+        for session in &sessions {
+            router.subscribe(&TopicFilter::new("a/#").unwrap(), *session, options(Qos::AtMostOnce));
+        }
+        let topic = TopicName::new("a/b").unwrap();
+        let found = |matches: Matches| matches.iter().map(|found| found.session).collect::<Vec<_>>();
+        assert_eq!(found(router.matches(topic, |session| session == sessions[1])), [sessions[1]]);
+        assert_eq!(found(router.matches(topic, |_| true)), [sessions[1]], "it is remembered");
+        router.forget();
+        assert_eq!(found(router.matches(topic, |_| true)), sessions);
+        router.forget();
+        assert_eq!(found(router.matches(topic, |_| false)), []);
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test names what it expects, everything else fails it")]
 
+mod access;
 mod agent;
 mod appliance;
 mod bad_input;

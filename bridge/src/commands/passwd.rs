@@ -49,7 +49,7 @@ pub(crate) fn run(arguments: &Arguments, config: &Config) -> Result<(), Failure>
 
     let done = if arguments.delete { "removed from" } else { "can connect with its password; it is in" };
     println!("{name} {done} {}", path.display());
-    println!("A running tidegate reads it on SIGHUP.");
+    println!("A running tidegate reads it within seconds.");
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tidegate_broker::auth::Anonymous;
+use tidegate_broker::auth::{Anonymous, DefaultRules};
 use tidegate_broker::journal::FullPolicy;
 use tidegate_broker::server::RateAction;
 use tidegate_broker::topic::TOPIC_LEVELS_MAX;
@@ -478,6 +478,23 @@ pub(super) const KEYS: &[Key] = &[
          `passwords` in the data folder, if it exists."
     )
     .sample("\"/etc/tidegate/passwords\""),
+    key!(
+        "auth.acl_file",
+        auth.acl_file,
+        Text,
+        "Who may publish and receive what, in the format of mosquitto's acl_file. Not set: the file `acl` in the data \
+         folder, if it exists; else see `default_rules`. This file and the others of this section are read again on \
+         SIGHUP and when they change; with a mistake in one, what it said before goes on."
+    )
+    .sample("\"/etc/tidegate/acl\""),
+    key!(
+        "auth.default_rules",
+        auth.default_rules,
+        Choice(&[("device", DefaultRules::Device), ("open", DefaultRules::Open)]),
+        "Who may do what without an ACL file: device (clients without credentials on this machine everything; every \
+         other client, by its username or else its Client Identifier, may publish sensors/{id}/# and \
+         devices/{id}/status and receive commands/{id}/# and alerts/#) or open (whoever may connect everything)."
+    ),
     key!(
         "journal.max_bytes",
         journal.max_bytes,

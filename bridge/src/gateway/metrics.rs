@@ -81,6 +81,11 @@ fn broker(app: &App, out: &mut Exposition) {
     out.family("tidegate_mqtt_handshake_failures_total", Counter, "Connections that ended before their PROXY header, TLS or WebSocket handshake was done.",
         &by_transport(|stats| stats.handshake_failures_total));
     out.one("tidegate_mqtt_sessions_connected", Gauge, "MQTT sessions whose client is connected.", stats.sessions_connected);
+    out.one("tidegate_mqtt_logins_failed_total", Counter, "MQTT connections refused for who they are.", stats.logins_failed_total);
+    out.one("tidegate_mqtt_publishes_denied_total", Counter, "Publishes and Wills that the rules did not allow.", stats.publishes_denied_total);
+    out.one("tidegate_mqtt_subscriptions_denied_total", Counter, "Subscriptions of which the rules allow to receive nothing.", stats.subscriptions_denied_total);
+    out.one("tidegate_mqtt_logins_unchecked_total", Counter, "MQTT connections refused unchecked, after many failed logins from their address.", stats.logins_unchecked_total);
+    out.one("tidegate_mqtt_credentials_expired_total", Counter, "MQTT connections closed because their token had expired.", stats.credentials_expired_total);
     out.one("tidegate_mqtt_sessions", Gauge, "MQTT sessions, connected or not.", stats.sessions);
     out.one("tidegate_mqtt_subscriptions", Gauge, "MQTT subscriptions.", stats.subscriptions);
     out.one("tidegate_mqtt_sessions_expired_total", Counter, "MQTT sessions that ended because their client stayed away.", stats.sessions_expired_total);

@@ -4,17 +4,33 @@
 //! [`PasswordFile`] holds usernames with hashed passwords in mosquitto's format; [`Rules`] say what an identity may
 //! do.
 
+mod acl_file;
+mod denial_log;
+mod enhanced;
+mod filters;
 mod hash;
 mod identity;
 mod password_file;
 mod rules;
+mod scram;
+mod scram_file;
+mod throttle;
+mod token;
+mod whole_file;
 
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+pub use acl_file::{AclFile, AclFileError};
+pub use denial_log::DenialLog;
+pub use enhanced::{Exchange, Method, Step};
 pub use identity::{Identity, Login};
 pub use password_file::{PasswordFile, PasswordFileError};
-pub use rules::{Rules, Verdict};
+pub use rules::{DefaultRules, Rules, Verdict};
+pub use scram_file::{ScramFile, ScramFileError};
+pub use throttle::Throttle;
+pub use token::{Token, VerifyToken};
 
 use crate::record::Timestamp;
 use crate::topic::{TopicFilter, TopicName};
@@ -65,18 +81,25 @@ pub enum Denied {
 ///
 /// A client has given credentials when its CONNECT holds a User Name; a password alone names nobody and counts for
 /// nothing. These are mosquitto's rules, with [`Anonymous::Loopback`] added to `allow_anonymous`. A client with a
-/// certificate is who the certificate says, and needs no password.
+/// certificate is who the certificate says, and needs no password. Where tokens are configured, a password that is one
+/// decides alone, and the client is who the token says, whatever its User Name.
 #[derive(Debug, Default)]
 pub struct Access {
     anonymous: Anonymous,
     passwords: RwLock<Option<PasswordFile>>,
+    scram: RwLock<Option<Arc<ScramFile>>>,
+    tokens: RwLock<Option<Arc<dyn VerifyToken>>>,
+    /// Makes decoys that stay the same while the process lives.
+    secret: OnceLock<[u8; 32]>,
     rules: RwLock<Arc<Rules>>,
+    /// Counts changes of `rules`, so that whoever remembers answers sees at once that they are old.
+    rules_version: AtomicU64,
 }
 
 impl Access {
     /// `anonymous` says who may connect without credentials; those who give some are checked against `passwords`.
     pub fn new(anonymous: Anonymous, passwords: Option<PasswordFile>) -> Self {
-        Self { anonymous, passwords: RwLock::new(passwords), rules: RwLock::default() }
+        Self { anonymous, passwords: RwLock::new(passwords), ..Self::default() }
     }
 
     /// Who the client is, if it may connect at `now`.
@@ -84,9 +107,14 @@ impl Access {
     /// The first time that a password is seen to be right takes as long as its hash asks for (about a millisecond
     /// with the hashes that [`PasswordFile::set`] makes), later times take microseconds. A refusal always takes that
     /// long, whether the username is known or not.
-    pub fn connect(&self, login: &Login<'_>, _now: Timestamp) -> Result<Identity, Denied> {
+    pub fn connect(&self, login: &Login<'_>, now: Timestamp) -> Result<Identity, Denied> {
         if let Some(name) = login.certificate {
             return Ok(Identity::user(name, login.client));
+        }
+        if let Some(token) = login.password.and_then(token::looks_like_token)
+            && self.tokens().is_some()
+        {
+            return self.by_token(token, login, now);
         }
         let passwords = self.passwords.read().unwrap_or_else(PoisonError::into_inner);
         match (&*passwords, login.username) {
@@ -121,6 +149,54 @@ impl Access {
     /// Whether there can be a topic that `filter` matches and that `identity` may receive.
     pub fn may_subscribe(&self, identity: &Identity, filter: &TopicFilter) -> Verdict {
         self.rules().may_subscribe(identity, filter)
+    }
+
+    fn by_token(&self, token: &str, login: &Login<'_>, now: Timestamp) -> Result<Identity, Denied> {
+        let tokens = self.tokens().ok_or(Denied::BadCredentials)?;
+        match tokens.verify(token, now) {
+            Ok(Token { user, expires }) => Ok(Identity::user(&user, login.client).until(expires)),
+            Err(reason) => {
+                tracing::info!(peer = %login.peer, client = login.client, reason, "a token is not believed");
+                Err(Denied::BadCredentials)
+            }
+        }
+    }
+
+    /// From now on checks SCRAM against `users`; without them SCRAM is not offered.
+    pub fn replace_scram(&self, users: Option<ScramFile>) {
+        *self.scram.write().unwrap_or_else(PoisonError::into_inner) = users.map(Arc::new);
+    }
+
+    /// From now on checks tokens with `tokens`; without it a token is a password like any other.
+    pub fn replace_tokens(&self, tokens: Option<Arc<dyn VerifyToken>>) {
+        *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = tokens;
+    }
+
+    fn scram(&self) -> Option<Arc<ScramFile>> {
+        self.scram.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn tokens(&self) -> Option<Arc<dyn VerifyToken>> {
+        self.tokens.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn secret(&self) -> &[u8; 32] {
+        self.secret.get_or_init(|| {
+            let mut secret = [0; 32];
+            getrandom::fill(&mut secret).expect("the operating system gives randomness once it has started");
+            secret
+        })
+    }
+
+    /// From now on `rules` are in force, also for clients that are connected.
+    pub fn replace_rules(&self, rules: Rules) {
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+        self.rules_version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Another number whenever the rules have changed.
+    pub(crate) fn rules_version(&self) -> u64 {
+        self.rules_version.load(Ordering::Acquire)
     }
 
     /// The rules in force.

@@ -7,13 +7,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::hash::PasswordHash;
+use super::whole_file;
 
 /// The longest username and password in bytes: what a CONNECT can hold.
 const BYTES_MAX: usize = 65_535;
@@ -81,7 +81,8 @@ pub enum PasswordFileError {
     Randomness(getrandom::Error),
 }
 
-struct Mistakes<'a>(&'a [(usize, String)]);
+/// Lines with what is wrong in them, as errors list them.
+pub(super) struct Mistakes<'a>(pub(super) &'a [(usize, String)]);
 
 impl fmt::Display for Mistakes<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -216,38 +217,8 @@ impl PasswordFile {
     /// Writes the file at `path`: whole or not at all, readable by its owner only. A file that was there keeps its
     /// owner, and a symbolic link keeps pointing to it.
     pub fn save(&self, path: &Path) -> Result<(), PasswordFileError> {
-        self.replace(path).map_err(|error| PasswordFileError::Write { path: path.to_owned(), error })
-    }
-
-    fn replace(&self, path: &Path) -> io::Result<()> {
-        let before = match fs::canonicalize(path) {
-            Ok(target) => Some((fs::metadata(&target)?, target)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        let path = before.as_ref().map_or(path, |(_, target)| target);
-        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut new_name = name.to_owned();
-        new_name.push(format!(".{}.new", std::process::id()));
-        let new = folder.join(new_name);
-        let owner = before.as_ref().map(|(metadata, _)| (metadata.uid(), metadata.gid()));
-        self.write_new(&new, owner).and_then(|()| fs::rename(&new, path)).inspect_err(|_| {
-            // Best effort: what is told is why the file could not be written.
-            let _ = fs::remove_file(&new);
-        })?;
-        File::open(folder)?.sync_all()
-    }
-
-    fn write_new(&self, path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        file.set_permissions(fs::Permissions::from_mode(0o600))?;
-        let made = file.metadata()?;
-        if let Some((uid, gid)) = owner.filter(|owner| *owner != (made.uid(), made.gid())) {
-            std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
-        }
-        file.write_all(self.to_string().as_bytes())?;
-        file.sync_all()
+        whole_file::replace(path, &self.to_string())
+            .map_err(|error| PasswordFileError::Write { path: path.to_owned(), error })
     }
 }
 
@@ -261,7 +232,7 @@ impl fmt::Display for PasswordFile {
     }
 }
 
-fn check_username(username: &str) -> Result<(), &'static str> {
+pub(super) fn check_username(username: &str) -> Result<(), &'static str> {
     if username.is_empty() {
         return Err("it is empty");
     }

@@ -26,30 +26,71 @@ impl Broker {
         self.close(key);
     }
 
-    pub(super) fn handle_connect(&mut self, key: Key, connect: &Connect<'_>, now: Now, log: &mut dyn Append) {
+    /// `packet` are the bytes of `connect`.
+    pub(super) fn handle_connect(
+        &mut self,
+        key: Key,
+        connect: &Connect<'_>,
+        packet: &[u8],
+        now: Now,
+        log: &mut dyn Append,
+    ) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.version = connect.version;
         if let Some(reason) = connection.refusal {
             self.refuse(key, connect.version, reason);
             return;
         }
+        let peer = connection.peer;
         if self.journal_failed {
             // Its CONNACK would wait for the entries before it.
             self.refuse(key, connect.version, ReasonCode::ServerUnavailable);
             return;
         }
+        if let Some(reason) = unfit(connect) {
+            self.refuse(key, connect.version, reason);
+            return;
+        }
+        if self.throttle.is_full(peer, now.monotonic) {
+            self.stats.logins_unchecked_total += 1;
+            self.refuse(key, connect.version, ReasonCode::ConnectionRateExceeded);
+            return;
+        }
         let assigned = connect.client_id.is_empty().then(|| self.assign_client_id());
+        if let Some(method) = connect.authentication_method {
+            self.begin_exchange(key, method, connect, packet, assigned, now, log);
+            return;
+        }
         let client = assigned.as_deref().unwrap_or(connect.client_id);
         match self.admit(key, connect, client, now) {
-            Ok(identity) => {
-                if let Some(connection) = self.connections.get_mut(key) {
-                    connection.identity = Some(identity);
-                }
+            Ok(identity) => self.welcome(key, identity, connect, assigned.as_deref(), now, log),
+            Err(denied) => {
+                let reason = match denied {
+                    Denied::BadCredentials => ReasonCode::BadUserNameOrPassword,
+                    Denied::NotAuthorised => ReasonCode::NotAuthorized,
+                };
+                self.refuse_login(key, client, denied, reason, now);
             }
-            Err(reason) => {
-                self.refuse(key, connect.version, reason);
-                return;
-            }
+        }
+    }
+
+    /// The client is `identity`: it gets its session.
+    pub(super) fn welcome(
+        &mut self,
+        key: Key,
+        identity: Identity,
+        connect: &Connect<'_>,
+        assigned: Option<&str>,
+        now: Now,
+        log: &mut dyn Append,
+    ) {
+        let client = assigned.unwrap_or(connect.client_id);
+        self.set_identity(key, identity, now);
+        if let Some(will) = &connect.will
+            && !self.may_publish(key, will.topic, now)
+        {
+            self.refuse(key, connect.version, ReasonCode::NotAuthorized);
+            return;
         }
         if let Some((limit, reason)) = self.limit_of_connect(client, connect) {
             self.reached(limit);
@@ -57,33 +98,15 @@ impl Broker {
             return;
         }
         match self.open_session(client, connect, now, log) {
-            Ok((session, present)) => {
-                self.accept(key, session, present, connect, assigned.as_deref(), now, log)
-            }
+            Ok((session, present)) => self.accept(key, session, present, connect, assigned, now, log),
             Err(Refused::Full) => self.refuse(key, connect.version, ReasonCode::QuotaExceeded),
             Err(Refused::Failed) => self.refuse(key, connect.version, ReasonCode::ServerUnavailable),
         }
     }
 
     /// Who the client is, if it may connect; `client` is its Client Identifier, or the one assigned to it.
-    fn admit(&self, key: Key, connect: &Connect<'_>, client: &str, now: Now) -> Result<Identity, ReasonCode> {
-        let connection = self.connections.get(key).ok_or(ReasonCode::UnspecifiedError)?;
-        // An empty Client Identifier needs a session that ends with the connection in MQTT 3.1.1
-        // [MQTT-3.1.3-8], and is not allowed at all in MQTT 3.1.
-        let empty_allowed = match connect.version {
-            Version::V31 => false,
-            Version::V311 => connect.clean_start,
-            Version::V5 => true,
-        };
-        if connect.client_id.is_empty() && !empty_allowed {
-            return Err(ReasonCode::ClientIdentifierNotValid);
-        }
-        if connect.will.as_ref().is_some_and(|will| !will.properties.describe(will.payload)) {
-            return Err(ReasonCode::PayloadFormatInvalid);
-        }
-        if connect.authentication_method.is_some() {
-            return Err(ReasonCode::BadAuthenticationMethod);
-        }
+    fn admit(&self, key: Key, connect: &Connect<'_>, client: &str, now: Now) -> Result<Identity, Denied> {
+        let connection = self.connections.get(key).ok_or(Denied::NotAuthorised)?;
         let login = Login {
             peer: connection.peer,
             client,
@@ -91,14 +114,7 @@ impl Broker {
             password: connect.password,
             certificate: connection.certificate.as_deref(),
         };
-        self.access.connect(&login, now.wall).map_err(|denied| {
-            let peer = connection.peer;
-            tracing::info!(%peer, client, username = connect.username, %denied, "refusing a client");
-            match denied {
-                Denied::BadCredentials => ReasonCode::BadUserNameOrPassword,
-                Denied::NotAuthorised => ReasonCode::NotAuthorized,
-            }
-        })
+        self.access.connect(&login, now.wall)
     }
 
     pub(super) fn refuse(&mut self, key: Key, version: Version, reason: ReasonCode) {
@@ -218,7 +234,9 @@ impl Broker {
             (wished, longest) => wished.min(longest),
         };
         let in_flight_max = self.limits.in_flight.min(connect.receive_maximum);
+        self.check_matches(key, session_key);
         let Some(connection) = self.connections.get_mut(key) else { return };
+        let proof = connection.enhanced.as_mut().map(|enhanced| enhanced.take_proof());
         connection.stage = Stage::Connected;
         connection.session = Some(session_key);
         connection.heard_at = now.monotonic;
@@ -249,6 +267,8 @@ impl Broker {
             assigned_client_id: assigned,
             topic_alias_maximum: TOPIC_ALIASES_MAX,
             server_keep_alive_s: (keep_alive_s != connect.keep_alive_s).then_some(keep_alive_s),
+            authentication_method: proof.as_ref().map(|(method, _)| method.name()),
+            authentication_data: proof.as_ref().map(|(_, data)| &data[..]).filter(|data| !data.is_empty()),
             ..ConnAck::default()
         };
         let mut packet = Vec::with_capacity(32);
@@ -321,6 +341,7 @@ impl Broker {
         connection.aliases_out = None;
         let ending = connection.ending;
         let Some(session_key) = connection.session.take() else { return };
+        let identity = connection.identity.take();
         let durable_end = self.durable_end;
         let Some(session) = self.sessions.get_mut(session_key) else { return };
         session.connection = None;
@@ -337,7 +358,13 @@ impl Broker {
         }
         self.tell_disconnected(key, session_key, ending, now);
         let Some(session) = self.sessions.get_mut(session_key) else { return };
-        if leaving == Leaving::Orderly {
+        let rules = &self.rules;
+        let denies = |topic: &str| {
+            let topic = TopicName::trusted(topic);
+            identity.is_some_and(|identity| !rules.may_publish(&identity, topic).is_allowed())
+        };
+        // The rules may have changed since they allowed it.
+        if leaving == Leaving::Orderly || session.will.as_ref().is_some_and(|will| denies(&will.topic)) {
             session.will = None;
         }
         let shares = !session.shared.is_empty();
@@ -443,4 +470,20 @@ impl Broker {
             self.publish_will(key, now, log);
         }
     }
+}
+
+/// Why a CONNECT cannot be accepted from anybody.
+fn unfit(connect: &Connect<'_>) -> Option<ReasonCode> {
+    // An empty Client Identifier needs a session that ends with the connection in MQTT 3.1.1
+    // [MQTT-3.1.3-8], and is not allowed at all in MQTT 3.1.
+    let empty_allowed = match connect.version {
+        Version::V31 => false,
+        Version::V311 => connect.clean_start,
+        Version::V5 => true,
+    };
+    if connect.client_id.is_empty() && !empty_allowed {
+        return Some(ReasonCode::ClientIdentifierNotValid);
+    }
+    let misdescribed = connect.will.as_ref().is_some_and(|will| !will.properties.describe(will.payload));
+    misdescribed.then_some(ReasonCode::PayloadFormatInvalid)
 }

@@ -348,7 +348,7 @@ impl Broker {
 
     /// How a record in a session's backlog matches, if it is to be delivered.
     fn match_in_backlog(&mut self, key: Key, record: &Record<'_>, offset: Offset) -> Option<Match> {
-        let matches = self.router.matches(record.topic);
+        let matches = self.matches(record.topic);
         let index = matches.binary_search_by_key(&key, |found| found.session).ok()?;
         let mut found = matches[index].clone();
         let session = self.sessions.get(key)?;
@@ -498,6 +498,16 @@ impl Broker {
     fn send_again(&mut self, key: Key, packet_id: u16, load: Load<'_>, now: Now) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Some(connection) = session.connection else { return };
+        let permitted = self
+            .connections
+            .get(connection)
+            .is_some_and(|connection| connection.may_receive(&self.rules, load.record.topic));
+        if !permitted {
+            // It was begun under other rules, or for another user of the same Client Identifier.
+            self.finish(key, packet_id);
+            self.stats.publishes_dropped.add(DropReason::Denied, 1);
+            return;
+        }
         let Some(delivery) = session.window.find(packet_id) else { return };
         let dup = delivery.stage == Stage::Sent;
         self.stats.publishes_again_total += u64::from(dup);
@@ -535,6 +545,10 @@ impl Broker {
         let Some(session) = self.sessions.get_mut(key) else { return Delivered::Done };
         let Some(connection_key) = session.connection else { return Delivered::Done };
         let Some(connection) = self.connections.get(connection_key) else { return Delivered::Done };
+        // The rules may have changed since it subscribed.
+        if !connection.may_receive(&self.rules, record.topic) {
+            return Delivered::Done;
+        }
         let identifiers = delivery.identifier.as_slice();
         let wrap = Wrap { dup: false, qos: delivery.qos, retain: true, packet_id: u16::MAX, identifiers };
         let Some(expiry) = expiry_left(&record, now.wall) else { return Delivered::Done };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Broker, Delivery, Limit, RefusalReason, Release, TOPIC_ALIASES_MAX, Taken};
 use crate::broker::Now;
-use crate::mqtt::{Ack, Publish, ReasonCode};
+use crate::mqtt::{Ack, Publish, ReasonCode, Version};
 use crate::record::{Append, Appended, Entry, Offset, Qos, Record, Refused};
 use crate::retained::Retained;
 use crate::session::control::Control;
@@ -56,11 +56,15 @@ impl Broker {
             return self.refuse_payload(key, publish, now, log);
         }
         let client = Arc::clone(&session.client);
+        let topic = TopicName::trusted(alias.as_deref().unwrap_or(publish.topic));
+        if !self.may_publish(key, topic, now) {
+            return self.deny_publish(key, publish, log);
+        }
         let mut scratch = Vec::new();
         let record = Record {
             time: now.wall,
             client: &client,
-            topic: TopicName::trusted(alias.as_deref().unwrap_or(publish.topic)),
+            topic,
             properties: publish.travelling(&mut scratch),
             payload: publish.payload,
             qos: publish.qos,
@@ -173,6 +177,23 @@ impl Broker {
         }
     }
 
+    /// The rules do not let it in. MQTT 3 knows no refusal: it is acknowledged and dropped [MQTT-3.3.5-2].
+    fn deny_publish(&mut self, key: Key, publish: &Publish<'_>, log: &mut dyn Append) -> Taken {
+        let Some(connection) = self.connections.get_mut(key) else { return Taken::Taken };
+        let reason = match connection.version {
+            Version::V31 | Version::V311 => ReasonCode::Success,
+            Version::V5 => ReasonCode::NotAuthorized,
+        };
+        let release = match publish.qos {
+            Qos::AtMostOnce => return Taken::Taken,
+            Qos::AtLeastOnce => Release::PubAck(publish.packet_id, reason),
+            Qos::ExactlyOnce => Release::PubRec(publish.packet_id, reason),
+        };
+        connection.unacknowledged += 1;
+        self.gate(log.end(), key, release);
+        Taken::Taken
+    }
+
     fn resolve_alias(&mut self, key: Key, publish: &Publish<'_>) -> Result<Option<Arc<str>>, ReasonCode> {
         let Some(alias) = publish.topic_alias else { return Ok(None) };
         let Some(connection) = self.connections.get_mut(key) else { return Ok(None) };
@@ -212,9 +233,9 @@ impl Broker {
         if record.retain {
             self.retained.set(record);
         }
-        let matches = self.router.matches(record.topic);
+        let matches = self.matches(record.topic);
         let shared = (!self.shared_router.is_empty())
-            .then(|| self.shared_router.matches(record.topic))
+            .then(|| self.shared_router.matches(record.topic, |_| true))
             .filter(|groups| !groups.is_empty());
         let arrived = matches.is_empty()
             || (record.qos == Qos::AtMostOnce

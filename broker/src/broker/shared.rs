@@ -23,13 +23,25 @@ use crate::session::control::Control;
 use crate::session::window::{self, Source};
 use crate::session::{Flow, Session};
 use crate::slots::Key;
-use crate::topic::TopicFilter;
+use crate::topic::{TopicFilter, TopicName};
 
 /// A session's part in a group.
 #[derive(Clone, Copy, Debug)]
 struct Member {
     session: Key,
     options: SubscriptionOptions,
+}
+
+/// Whether a member can take a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CanTake {
+    Yes,
+    /// Not now.
+    Full,
+    /// Its client is not connected.
+    Away,
+    /// The rules do not let its client receive it.
+    Never,
 }
 
 /// The sessions that share one subscription.
@@ -282,13 +294,25 @@ impl Broker {
         let Some(group) = self.groups.get(key) else { return Delivered::Done };
         let (count, turn) = (group.members.len(), group.turn);
         let load = Load { group: Some(key), ..load };
+        let (mut permitted, mut denied) = (false, false);
         for step in 0..count {
             let at = (turn + step) % count;
             let Some(member) = self.groups.get(key).and_then(|group| group.members.get(at).copied()) else {
                 return Delivered::Done;
             };
-            if !self.has_room(member.session) {
-                continue;
+            match self.can_take(member.session, load.record.topic) {
+                CanTake::Yes => permitted = true,
+                CanTake::Full => {
+                    permitted = true;
+                    continue;
+                }
+                CanTake::Away => {
+                    continue;
+                }
+                CanTake::Never => {
+                    denied = true;
+                    continue;
+                }
             }
             let found = Match::of(member.session, &member.options);
             if self.deliver(&found, load, None, now, log) == Delivered::Behind {
@@ -299,7 +323,20 @@ impl Broker {
             }
             return Delivered::Done;
         }
-        Delivered::Behind
+        // What none of those who are here may receive is left out, so that it does not hold up the rest.
+        if denied && !permitted { Delivered::Done } else { Delivered::Behind }
+    }
+
+    /// Whether a session's client can take one more record now, from `topic`.
+    fn can_take(&self, session_key: Key, topic: TopicName<'_>) -> CanTake {
+        let Some(session) = self.sessions.get(session_key) else { return CanTake::Away };
+        let Some(connection) = session.connection.and_then(|key| self.connections.get(key)) else {
+            return CanTake::Away;
+        };
+        if !connection.may_receive(&self.rules, topic) {
+            return CanTake::Never;
+        }
+        if self.has_room(session_key) { CanTake::Yes } else { CanTake::Full }
     }
 
     /// Whether a session's client can take one more record now.

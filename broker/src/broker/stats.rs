@@ -167,6 +167,14 @@ pub struct Stats {
     /// CONNECT packets that were answered with success.
     pub connects_total: u64,
     pub connections_refused_total: u64,
+    /// CONNECT packets refused for who the client is, and proofs that were not renewed.
+    pub logins_failed_total: u64,
+    /// CONNECT packets refused unchecked after many failed logins.
+    pub logins_unchecked_total: u64,
+    pub credentials_expired_total: u64,
+    /// Publishes and Wills that the rules did not allow.
+    pub publishes_denied_total: u64,
+    pub subscriptions_denied_total: u64,
     pub sessions: u64,
     /// Sessions whose client is connected.
     pub sessions_connected: u64,

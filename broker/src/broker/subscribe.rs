@@ -32,6 +32,7 @@ impl Broker {
         let mut filters = self.sessions.get(session_key).map_or(0, |session| session.filters.len());
         for subscription in subscribe.subscriptions {
             match self.grant(session_key, &subscription, filters) {
+                Ok(filter) if !self.may_subscribe(key, &filter, now) => codes.push(ReasonCode::NotAuthorized),
                 Ok(filter) => {
                     filters += 1;
                     codes.push(granted_qos(subscription.qos));
@@ -122,7 +123,9 @@ impl Broker {
             }
             return;
         }
+        let (rules, connections) = (&self.rules, &self.connections);
         let Some(session) = self.sessions.get_mut(session_key) else { return };
+        let Some(connection) = session.connection.and_then(|key| connections.get(key)) else { return };
         self.router.subscribe(&filter, session_key, options);
         let wants_retained = match handling {
             RetainHandling::Send => true,
@@ -137,6 +140,7 @@ impl Broker {
                     .into_iter()
                     .flat_map(|store| store.matching(&filter))
                     .filter(|retained| !retained.is_expired(now.wall))
+                    .filter(|retained| connection.may_receive(rules, retained.record().topic))
                     .filter(|retained| {
                         !(options.no_local && retained.client == session.client.as_ref().into())
                     })

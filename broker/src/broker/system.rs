@@ -148,7 +148,7 @@ impl Broker {
     /// Sends a value to whoever subscribed to it and can take it.
     fn tell_system(&mut self, topic: &str, value: &[u8], retain: bool, now: Now) {
         let record = record(topic, value, retain, now);
-        for found in &*self.router.look_up(record.topic) {
+        for found in &*self.look_up(record.topic) {
             self.send_system(found, &record, now);
         }
     }
@@ -188,7 +188,7 @@ impl Broker {
         let Some(connection) = self.connections.get(key) else { return };
         let Some(session) = self.sessions.get(session) else { return };
         let topic = client_topic(&session.client, what);
-        if topic.len() > TOPIC_BYTES_MAX || self.router.look_up(TopicName::trusted(&topic)).is_empty() {
+        if topic.len() > TOPIC_BYTES_MAX || self.look_up(TopicName::trusted(&topic)).is_empty() {
             return;
         }
         let mut event = String::with_capacity(256);

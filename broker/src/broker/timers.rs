@@ -36,6 +36,10 @@ pub(super) enum Timer {
     Expiry(Key),
     /// A Will may be due.
     Will(Key),
+    /// A refusal has waited long enough.
+    Refusal(Key),
+    /// What a client has proven itself with may have expired.
+    Credentials(Key),
     /// Kept sessions tell the journal how far they are.
     Progress,
     /// The values below `$SYS` are brought up to date.
@@ -82,6 +86,8 @@ impl Broker {
                 Timer::Rate(key) => self.resume_from(key, Hold::Rate),
                 Timer::Expiry(key) => self.check_expiry(key, now, log),
                 Timer::Will(key) => self.check_will(key, now, log),
+                Timer::Refusal(key) => self.answer_refused(key),
+                Timer::Credentials(key) => self.check_credentials(key, now, log),
                 Timer::System => self.update_system(now),
                 Timer::Progress => {
                     self.save_progress(log);
@@ -104,6 +110,12 @@ impl Broker {
             let keep = match timer {
                 Timer::Progress | Timer::System => true,
                 Timer::Rate(key) => self.connections.get(key).is_some_and(|it| it.hold == Some(Hold::Rate)),
+                Timer::Refusal(key) => {
+                    self.connections.get(key).is_some_and(|it| matches!(it.stage, Stage::Refusing(_)))
+                }
+                Timer::Credentials(key) => {
+                    self.connections.get(key).is_some_and(|it| it.expiry_checked_at == Some(at))
+                }
                 Timer::Silence(_) | Timer::Expiry(_) | Timer::Will(_) => false,
             };
             if keep {
@@ -142,7 +154,8 @@ impl Broker {
             return;
         }
         connection.silence_at = Duration::ZERO;
-        if connection.silence_max.is_zero() || connection.stage == Stage::Closing {
+        if connection.silence_max.is_zero() || matches!(connection.stage, Stage::Closing | Stage::Refusing(_))
+        {
             return;
         }
         match connection.hold {
@@ -159,7 +172,7 @@ impl Broker {
             self.watch_silence(key);
             return;
         }
-        if connection.stage == Stage::AwaitingConnect {
+        if matches!(connection.stage, Stage::AwaitingConnect | Stage::Authenticating) {
             self.reached(Limit::ConnectTimeout);
         }
         tracing::debug!(client = self.client_of(key), "closing a silent connection");

@@ -99,6 +99,8 @@ pub struct Session {
     pub progressed: bool,
     /// Whether it is in the list of sessions that want to read.
     pub wants_read: bool,
+    /// Whether its last client could not receive everything it subscribed to.
+    pub restricted: bool,
 }
 
 impl Session {
@@ -130,6 +132,7 @@ impl Session {
             recorded: false,
             progressed: false,
             wants_read: false,
+            restricted: false,
         }
     }
 

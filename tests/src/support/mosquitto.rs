@@ -1,13 +1,15 @@
-//! The stock `mosquitto_pub` and `mosquitto_sub`.
+//! The stock `mosquitto_pub` and `mosquitto_sub`, and mosquitto's broker.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use bytes::Bytes;
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 
-use super::{PATIENCE, process, within};
+use super::{PATIENCE, eventually, free_address, process, target, within};
 
 /// A version of the protocol, as the tools name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +113,42 @@ impl Subscriber {
 }
 
 impl Drop for Subscriber {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A running mosquitto, as a broker to compare with.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    child: Child,
+    _folder: TempDir,
+}
+
+impl Server {
+    /// Starts one; `config` are further lines of its configuration.
+    pub(crate) async fn start(config: &str) -> Self {
+        let parent = target().join("tests");
+        std::fs::create_dir_all(&parent).expect("target/ can be written");
+        let folder = tempfile::tempdir_in(parent).expect("target/ can be written");
+        let address = free_address();
+        let path = folder.path().join("mosquitto.conf");
+        let text = format!("listener {} {}\nuser root\n{config}", address.port(), address.ip());
+        std::fs::write(&path, text).expect("the folder is ours");
+        let log = std::fs::File::create(folder.path().join("log")).expect("the folder is ours");
+        // Debian keeps it where the search path of an ordinary user does not look.
+        let installed = Path::new("/usr/sbin/mosquitto");
+        let program = if installed.is_file() { installed } else { Path::new("mosquitto") };
+        let child = process::spawn(Command::new(program).arg("-c").arg(path).stderr(log));
+        let connects = async || tokio::net::TcpStream::connect(address).await.ok();
+        eventually("mosquitto listens", PATIENCE, connects).await;
+        Self { address, child, _folder: folder }
+    }
+}
+
+impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

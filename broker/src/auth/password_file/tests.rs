@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
 use super::*;
 
 fn name() -> &'static Path {

@@ -1,5 +1,7 @@
 //! The core with clients made of encoded packets and a log made of batches; no time passes unless told.
 
+mod access;
+mod authenticate;
 mod delivery;
 mod failure;
 mod limits;

@@ -58,6 +58,7 @@ pub(super) enum Seen {
     SubAck(Vec<ReasonCode>),
     UnsubAck,
     PingResp,
+    Auth(ReasonCode, String),
     Disconnect(ReasonCode),
 }
 
@@ -71,6 +72,7 @@ pub(super) struct Rig {
     pub(super) log: Log,
     pub(super) now: Now,
     limits: Limits,
+    access: Arc<Access>,
 }
 
 impl Rig {
@@ -79,22 +81,32 @@ impl Rig {
     }
 
     pub(super) fn with(limits: Limits) -> Self {
-        let mut broker = Broker::new(limits, access(), 1);
+        Self::guarded(limits, access())
+    }
+
+    /// One in which `access` decides.
+    pub(super) fn guarded(limits: Limits, access: Arc<Access>) -> Self {
+        let mut broker = Broker::new(limits, Arc::clone(&access), 1);
         let mut log = Log::new();
         let now = Now { monotonic: Duration::from_secs(1), wall: Timestamp(1_000) };
         broker.restored(Offset(0), now, &mut log);
-        Self { broker, log, now, limits }
+        Self { broker, log, now, limits, access }
     }
 
     /// The broker goes away and comes back with what the log holds; what was not synced is lost.
     pub(super) fn crash(&mut self, checkpoint: Option<&[u8]>) {
-        let (broker, from) = Broker::restore(self.limits, access(), 2, checkpoint).unwrap();
+        let (broker, from) = Broker::restore(self.limits, Arc::clone(&self.access), 2, checkpoint).unwrap();
         self.broker = broker;
         self.log.filling = begin(self.log.durable_end());
         for batch in self.log.batches.iter().filter(|batch| batch.base() >= from) {
             self.broker.replay(batch).unwrap();
         }
         self.broker.restored(self.log.durable_end(), self.now, &mut self.log);
+    }
+
+    /// Where the next entry goes.
+    pub(super) fn log_end(&self) -> Offset {
+        self.log.filling.end()
     }
 
     pub(super) fn sync(&mut self) {
@@ -128,7 +140,11 @@ impl Rig {
     }
 
     pub(super) fn open(&mut self, version: Version) -> Client {
-        let peer = std::net::IpAddr::from([127, 0, 0, 1]);
+        self.open_from([127, 0, 0, 1], version)
+    }
+
+    pub(super) fn open_from(&mut self, peer: [u8; 4], version: Version) -> Client {
+        let peer = std::net::IpAddr::from(peer);
         Client { key: self.broker.open(peer, self.now).unwrap(), version }
     }
 
@@ -254,12 +270,13 @@ fn saw(packet: &Packet<'_>) -> Seen {
         Packet::SubAck(ack) => Seen::SubAck(ack.codes.iter().collect()),
         Packet::UnsubAck(_) => Seen::UnsubAck,
         Packet::PingResp => Seen::PingResp,
+        Packet::Auth(auth) => {
+            Seen::Auth(auth.reason, String::from_utf8_lossy(auth.data.unwrap_or_default()).into())
+        }
         Packet::Disconnect(disconnect) => Seen::Disconnect(disconnect.reason),
-        Packet::Connect(_)
-        | Packet::Subscribe(_)
-        | Packet::Unsubscribe(_)
-        | Packet::PingReq
-        | Packet::Auth(_) => panic!("only clients send {packet:?}"),
+        Packet::Connect(_) | Packet::Subscribe(_) | Packet::Unsubscribe(_) | Packet::PingReq => {
+            panic!("only clients send {packet:?}")
+        }
     }
 }
 
