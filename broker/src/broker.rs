@@ -12,6 +12,7 @@
 //! - Acknowledgements leave in the order of the publishes they answer [MQTT-4.6.0-2] [MQTT-4.6.0-3].
 //! - Nothing queues for a slow or absent client: its session notes an offset and reads the journal.
 
+mod acknowledge;
 mod aliases;
 mod authenticate;
 mod authorise;

@@ -293,13 +293,16 @@ impl Broker {
     ) {
         for &(packet_id, stage) in in_flight {
             match stage {
-                window::Stage::Sent | window::Stage::Released => {
+                window::Stage::Sent => {
                     if let Some(session) = self.sessions.get_mut(session_key) {
                         session.resend.push_back(packet_id);
                     }
                 }
                 window::Stage::Announced => self.gate(log.end(), key, Release::Announced(packet_id)),
-                window::Stage::Received => self.gate(log.end(), key, Release::PubRel(packet_id)),
+                // It is no PUBLISH and waits for none [MQTT-3.3.4-10].
+                window::Stage::Received | window::Stage::Released => {
+                    self.gate(log.end(), key, Release::PubRel(packet_id));
+                }
                 window::Stage::Done => {}
             }
         }

@@ -1,4 +1,4 @@
-//! Records on their way to MQTT subscribers, and what subscribers answer.
+//! Records on their way to MQTT subscribers.
 //!
 //! Three ways lead to a session. A QoS 0 record reaches live sessions when it arrives. Every other record reaches
 //! live sessions when it is durable. A session that is behind reads the journal: [`Broker::poll_read`] says from
@@ -12,13 +12,16 @@ use super::outbox::Outbox;
 use super::{Broker, Connection, DropReason, Limit, ReadFor, Release, SHARED_BYTES_MIN};
 use crate::broker::Now;
 use crate::mqtt::encode::{self, PublishHead};
-use crate::mqtt::{Ack, ReasonCode, Version};
+use crate::mqtt::{ReasonCode, Version};
 use crate::record::{Append, Appended, Batch, Entry, Offset, Properties, Qos, Record, Timestamp};
 use crate::router::Match;
 use crate::session::control::Control;
 use crate::session::window::{Source, Stage};
 use crate::session::{Flow, RetainedDelivery};
 use crate::slots::Key;
+
+/// Up to this many deliveries in flight, one that is acknowledged is at once followed by another.
+const SMALL_WINDOW: usize = 8;
 
 /// What became of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,11 +270,14 @@ impl Broker {
         }
     }
 
-    fn want_read_if_room(&mut self, key: Key) {
+    pub(super) fn want_read_if_room(&mut self, key: Key) {
         let Some(session) = self.sessions.get(key) else { return };
         let Some(connection) = session.connection.and_then(|key| self.connections.get(key)) else { return };
-        let half = usize::from(connection.in_flight_max) / 2;
-        if session.outstanding() <= half && connection.outbox.len() <= self.limits.outgoing_bytes {
+        // Half a window is worth a read; a small one is filled as soon as there is room, because its client may hold
+        // the rest back until it has more.
+        let max = usize::from(connection.in_flight_max);
+        let low = max.saturating_sub(1).min(SMALL_WINDOW).max(max / 2);
+        if session.outstanding() <= low && connection.outbox.len() <= self.limits.outgoing_bytes {
             self.want_read(key);
         }
     }
@@ -620,136 +626,6 @@ impl Broker {
             Some(_) | None => {
                 encode_publish(outbox, version, load, &head(version, load.record, wrap, expiry));
             }
-        }
-    }
-
-    pub(super) fn handle_puback(&mut self, key: Key, ack: &Ack<'_>, now: Now, log: &mut dyn Append) {
-        let Some((session_key, _)) = self.delivery(key, ack.packet_id, Qos::AtLeastOnce, now, log) else {
-            return;
-        };
-        self.finish(session_key, ack.packet_id);
-        self.progressed(key);
-    }
-
-    pub(super) fn handle_pubrec(&mut self, key: Key, ack: &Ack<'_>, now: Now, log: &mut dyn Append) {
-        let Some((session_key, version)) = self.delivery(key, ack.packet_id, Qos::ExactlyOnce, now, log)
-        else {
-            self.answer_unknown_pubrec(key, ack.packet_id, log);
-            return;
-        };
-        let Some(session) = self.sessions.get_mut(session_key) else { return };
-        let (kept, number) = (session.is_kept(), session.number);
-        if version.is_v5() && ack.reason.as_u8() >= 0x80 {
-            // The client will not take it: the delivery is over [MQTT-4.3.3-4].
-            self.complete(key, ack.packet_id, log);
-            return;
-        }
-        let Some(delivery) = session.window.find(ack.packet_id) else { return };
-        match delivery.stage {
-            Stage::Received | Stage::Announced | Stage::Done => {}
-            Stage::Released => self.send_pubrel(key, ack.packet_id),
-            Stage::Sent if kept => {
-                delivery.stage = Stage::Received;
-                let received = Control::Received { session: number, packet_id: ack.packet_id }.encode();
-                if log.append(&Entry::Control(&received)).is_err() {
-                    // The client sends PUBREC again when it reconnects.
-                    delivery.stage = Stage::Sent;
-                    self.disconnect(key, ReasonCode::ImplementationSpecificError, now, log);
-                    return;
-                }
-                self.gate(log.end(), key, Release::PubRel(ack.packet_id));
-            }
-            Stage::Sent => self.send_pubrel(key, ack.packet_id),
-        }
-    }
-
-    fn answer_unknown_pubrec(&mut self, key: Key, packet_id: u16, log: &dyn Append) {
-        let Some(connection) = self.connections.get(key) else { return };
-        if connection.session.is_some() {
-            let mut packet = Vec::new();
-            encode::pubrel(&mut packet, connection.version, packet_id, ReasonCode::PacketIdentifierNotFound);
-            // Not before the CONNACK, should that still wait [MQTT-3.2.0-1].
-            let gate = if connection.greeted { Offset(0) } else { log.end() };
-            self.gate(gate, key, Release::Packet(packet.into()));
-        }
-    }
-
-    pub(super) fn handle_pubcomp(&mut self, key: Key, ack: &Ack<'_>, now: Now, log: &mut dyn Append) {
-        let Some((session_key, _)) = self.delivery(key, ack.packet_id, Qos::ExactlyOnce, now, log) else {
-            return;
-        };
-        let session = self.sessions.get_mut(session_key);
-        let stage =
-            session.and_then(|session| session.window.find(ack.packet_id)).map(|delivery| delivery.stage);
-        match stage {
-            Some(Stage::Released) => self.complete(key, ack.packet_id, log),
-            Some(Stage::Announced | Stage::Sent | Stage::Received) => {
-                // It answers a PUBREL that was not sent.
-                self.stats.protocol_errors_total += 1;
-                self.disconnect(key, ReasonCode::ProtocolError, now, log);
-            }
-            Some(Stage::Done) | None => {}
-        }
-    }
-
-    fn complete(&mut self, key: Key, packet_id: u16, log: &mut dyn Append) {
-        let Some(session_key) = self.connections.get(key).and_then(|connection| connection.session) else {
-            return;
-        };
-        let Some(session) = self.sessions.get_mut(session_key) else { return };
-        let (number, kept) = (session.number, session.is_kept());
-        let journaled = session
-            .window
-            .find(packet_id)
-            .is_some_and(|delivery| !matches!(delivery.source, Source::Retained(_)));
-        self.finish(session_key, packet_id);
-        if kept && journaled {
-            // Lost with a crash, it costs a PUBREL that the client answers again.
-            let completed = Control::Completed { session: number, packet_id }.encode();
-            let _ = log.append(&Entry::Control(&completed));
-        }
-        self.progressed(key);
-    }
-
-    /// Ends a delivery.
-    pub(super) fn finish(&mut self, session_key: Key, packet_id: u16) {
-        let Some(session) = self.sessions.get_mut(session_key) else { return };
-        if let Some(Source::Shared(offset)) = session.window.finish(packet_id) {
-            self.settle(session_key, offset, packet_id);
-        }
-    }
-
-    /// The session of a connection, if `packet_id` is in flight there at `qos`. An acknowledgement of the wrong
-    /// kind is a protocol error; one of something unknown is left alone.
-    fn delivery(
-        &mut self,
-        key: Key,
-        packet_id: u16,
-        qos: Qos,
-        now: Now,
-        log: &mut dyn Append,
-    ) -> Option<(Key, Version)> {
-        let connection = self.connections.get(key)?;
-        let (session_key, version) = (connection.session?, connection.version);
-        let found = self.sessions.get_mut(session_key)?.window.find(packet_id)?.qos;
-        if found != qos {
-            self.stats.protocol_errors_total += 1;
-            self.disconnect(key, ReasonCode::ProtocolError, now, log);
-            return None;
-        }
-        Some((session_key, version))
-    }
-
-    fn progressed(&mut self, key: Key) {
-        let Some(session_key) = self.connections.get(key).and_then(|connection| connection.session) else {
-            return;
-        };
-        if let Some(session) = self.sessions.get_mut(session_key) {
-            if !session.progressed {
-                session.progressed = true;
-                self.progressing.push(session_key);
-            }
-            self.want_read_if_room(session_key);
         }
     }
 }

@@ -193,6 +193,59 @@ fn a_clients_receive_maximum_is_kept() {
 }
 
 #[test]
+fn what_is_sent_again_keeps_to_the_new_receive_maximum() {
+    // [MQTT-3.3.4-9] [MQTT-3.3.4-10]: the quota begins anew with each connection, whatever was in flight before.
+    let topic = "qos/again";
+    let connect = Connect::kept(5, "qos-again");
+    let mut client = Client::open(broker().mqtt, &connect);
+    client.subscribe(topic, 2);
+    let mut publisher = open(5);
+    for number in 1..=10 {
+        publisher.publish(&Publish::at(if number > 8 { 2 } else { 1 }, number, topic, &number.to_string()));
+    }
+    let sent: Vec<Publish> = (0..10).map(|_| client.receive_publish()).collect();
+    // The last is past PUBREC: its PUBREL is no PUBLISH and waits for nothing.
+    let last = sent.iter().find(|publish| publish.text() == "10").expect("it was sent").packet_id;
+    client.send(wire::ack(wire::PUBREC, last));
+    client.expect(&acked(wire::PUBREL, last, 0));
+    client.break_off();
+    let narrow = connect.clone().with(property::two(property::RECEIVE_MAXIMUM, 2));
+    let mut client = Client::open(broker().mqtt, &narrow);
+    let (mut open, mut got, mut released) = (Vec::new(), Vec::new(), false);
+    while open.len() < 2 || !released {
+        match client.receive() {
+            Answer::Publish(publish) => open.push(publish),
+            answer => {
+                assert_eq!(answer, acked(wire::PUBREL, last, 0));
+                client.send(wire::ack(wire::PUBCOMP, last));
+                released = true;
+            }
+        }
+    }
+    client.expect_nothing_but_pingresp();
+    while let Some(publish) = open.pop() {
+        assert!(publish.dup);
+        got.push(publish.text().parse::<u16>().unwrap());
+        let packet_id = publish.packet_id;
+        if publish.qos == 1 {
+            client.send(wire::ack(wire::PUBACK, packet_id));
+        } else {
+            client.send(wire::ack(wire::PUBREC, packet_id));
+            client.expect(&acked(wire::PUBREL, packet_id, 0));
+            client.send(wire::ack(wire::PUBCOMP, packet_id));
+        }
+        if got.len() + open.len() < 9 {
+            open.push(client.receive_publish());
+        }
+    }
+    got.sort_unstable();
+    assert_eq!(got, (1..=9).collect::<Vec<_>>());
+    client.expect_nothing_but_pingresp();
+    client.disconnect();
+    Client::open(broker().mqtt, &Connect::new(5, "qos-again")).disconnect();
+}
+
+#[test]
 fn who_exceeds_our_receive_maximum_is_told() {
     let (mut client, _, properties) = Client::accepted(broker().mqtt, &Connect::fresh(5));
     let maximum = super::client::value(&properties, property::RECEIVE_MAXIMUM).expect("it is told");
