@@ -14,6 +14,7 @@ pub(crate) mod mqtt;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod random;
+pub(crate) mod raw;
 pub(crate) mod services;
 pub(crate) mod tidegate;
 pub(crate) mod websocket;

@@ -212,7 +212,7 @@ pub(crate) struct Flags {
     pub(crate) retain: bool,
 }
 
-fn owned(packet: &Packet<'_>) -> Received {
+pub(crate) fn owned(packet: &Packet<'_>) -> Received {
     match packet {
         Packet::ConnAck(connack) => Received::ConnAck {
             session_present: connack.session_present,

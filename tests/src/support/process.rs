@@ -74,8 +74,29 @@ pub(crate) fn limit_files(pid: u32, bytes: u64) {
 
 /// The most memory the process ever had resident, in bytes.
 pub(crate) fn peak_memory_bytes(pid: u32) -> u64 {
+    status_bytes(pid, "VmHWM:")
+}
+
+/// The memory that the process has resident now, in bytes.
+pub(crate) fn memory_bytes(pid: u32) -> u64 {
+    status_bytes(pid, "VmRSS:")
+}
+
+fn status_bytes(pid: u32, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux tells VmHWM");
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmHWM is told in kB");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("Linux tells it");
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("it is told in kB");
     kib * 1024
+}
+
+/// How many files this process may open, after asking for as many as it may ask for.
+pub(crate) fn open_files_max() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes the limit into a live value of its type, and reads the new one from it.
+    unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0, "the limit can be read");
+        limit.rlim_cur = limit.rlim_max;
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0, "it may be raised so far");
+    }
+    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
 }
