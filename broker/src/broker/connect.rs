@@ -12,7 +12,7 @@ use crate::mqtt::{ConnAck, Connect, ConnectError, Disconnect, ReasonCode, Versio
 use crate::record::{Append, Entry, Offset, Properties, Record, Refused};
 use crate::session::control::{Control, Will};
 use crate::session::window;
-use crate::session::{Flow, NEVER_EXPIRES, Session};
+use crate::session::{Ahead, Flow, NEVER_EXPIRES, Session};
 use crate::slots::Key;
 use crate::topic::TopicName;
 
@@ -350,10 +350,12 @@ impl Broker {
         session.connection = None;
         self.stats.sessions_connected -= 1;
         session.left_at = Some(now.wall);
+        session.left_end = log.end();
         session.arrivals_end = session.arrivals_missed_from.unwrap_or_else(|| log.end());
         session.retained.clear();
         session.resend.clear();
         if session.flow == Flow::Live {
+            session.ahead = Ahead::nothing();
             session.flow = Flow::CatchingUp(durable_end);
         }
         if leaving == Leaving::Drained {

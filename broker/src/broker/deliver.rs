@@ -78,7 +78,11 @@ impl Broker {
         for found in matches {
             let Some(session) = self.sessions.get_mut(found.session) else { continue };
             let own = found.no_local && publisher == Some(found.session);
-            if own || session.connection.is_none() {
+            if own {
+                continue;
+            }
+            if session.connection.is_none() {
+                self.dropped(DropReason::Away, 1);
                 continue;
             }
             if session.flow == Flow::Live && durable_end >= session.live_since {
@@ -116,11 +120,13 @@ impl Broker {
             let mut memo = Memo::default();
             let many = delivery.matches.len() > 1;
             for found in &*delivery.matches {
+                self.note_ahead(found.session, delivery.place.offset);
                 if self.is_due(found, &record, delivery.place.offset)
                     && self.deliver(found, load, many.then_some(&mut memo), now, log) == Delivered::Behind
                     && let Some(session) = self.sessions.get_mut(found.session)
                 {
                     session.fall_behind(delivery.place.offset, log.end());
+                    session.ahead.note(delivery.place.offset);
                 }
             }
             if let Some(groups) = &delivery.shared {
@@ -136,6 +142,15 @@ impl Broker {
         let arrived = record.qos == Qos::AtMostOnce
             && session.arrivals_missed_from.is_none_or(|missed_from| offset < missed_from);
         session.flow == Flow::Live && !own && !arrived
+    }
+
+    /// A record has become durable that may be due to a session: one that is behind will look for it there.
+    fn note_ahead(&mut self, key: Key, offset: Offset) {
+        if let Some(session) = self.sessions.get_mut(key)
+            && session.flow != Flow::Live
+        {
+            session.ahead.note(offset);
+        }
     }
 
     /// Publishes that were accepted do not reach a subscriber.
@@ -232,6 +247,7 @@ impl Broker {
                 }
                 continue;
             }
+            session.skip_ahead(durable_end);
             return match session.flow {
                 Flow::Live => None,
                 Flow::CatchingUp(next) if next >= durable_end => {
@@ -368,8 +384,10 @@ impl Broker {
         let arrived = record.qos == Qos::AtMostOnce
             && session.arrivals_missed_from.is_none_or(|missed_from| offset < missed_from);
         let again = !session.announced.is_empty() && session.announced.contains(&offset);
-        let delivered = record.qos == Qos::AtMostOnce && offset < session.arrivals_end;
-        if away && !own && !again && !delivered {
+        // At QoS 0 it was delivered to the connection before, or counted when it arrived and nobody was there.
+        let is_counted =
+            record.qos == Qos::AtMostOnce && (offset < session.arrivals_end || offset >= session.left_end);
+        if away && !own && !again && !is_counted {
             self.dropped(DropReason::Away, 1);
         }
         (!own && !away && !arrived && !again).then_some(found)

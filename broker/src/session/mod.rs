@@ -33,6 +33,51 @@ pub enum Flow {
     CatchingUp(Offset),
 }
 
+/// What is known of the records that a session which is behind has to read: their offsets, in order.
+///
+/// Either every record from where it stands to the durable end that may be due to it is listed, or the list is not
+/// complete and the journal must be looked through behind the last one. With this a client that was away, and for whom
+/// little came, need not look at everything that came meanwhile for others.
+#[derive(Debug, Default)]
+pub struct Ahead {
+    offsets: VecDeque<Offset>,
+    complete: bool,
+}
+
+impl Ahead {
+    /// The most offsets that are listed; behind them the journal is looked through.
+    const OFFSETS_MAX: usize = 32;
+
+    /// Nothing is ahead yet.
+    pub const fn nothing() -> Self {
+        Self { offsets: VecDeque::new(), complete: true }
+    }
+
+    /// A record has become durable. They come in order.
+    pub fn note(&mut self, offset: Offset) {
+        if !self.complete || self.offsets.back() == Some(&offset) {
+            return;
+        }
+        if self.offsets.len() < Self::OFFSETS_MAX {
+            self.offsets.push_back(offset);
+        } else {
+            self.complete = false;
+        }
+    }
+
+    /// Where a session that stands at `next` goes on.
+    fn after(&mut self, next: Offset, durable_end: Offset) -> Offset {
+        while self.offsets.front().is_some_and(|offset| *offset < next) {
+            self.offsets.pop_front();
+        }
+        match self.offsets.front() {
+            Some(offset) => *offset,
+            None if self.complete => next.max(durable_end),
+            None => next,
+        }
+    }
+}
+
 /// A retained record on its way to a new subscription.
 #[derive(Clone, Debug)]
 pub struct RetainedDelivery {
@@ -69,6 +114,8 @@ pub struct Session {
     pub window: Window,
     /// How it gets its records.
     pub flow: Flow,
+    /// What it has to read, while it is behind.
+    pub ahead: Ahead,
     /// Deliveries from an earlier connection that must be sent again first, by Packet Identifier.
     pub resend: VecDeque<u16>,
     /// Retained records that wait for room in the window or for durability.
@@ -81,6 +128,8 @@ pub struct Session {
     pub online_from: Offset,
     /// QoS 0 records before this offset were delivered on arrival to the connection before.
     pub arrivals_end: Offset,
+    /// The end of the journal when the connection before ended.
+    pub left_end: Offset,
     /// QoS 2 publishes received and not yet released [MQTT-4.3.3-10].
     pub unreleased: BTreeSet<u16>,
     /// Records delivered at QoS 2 before a restart that lie above its position: never to be delivered again.
@@ -117,12 +166,14 @@ impl Session {
             shared: Vec::new(),
             window: Window::default(),
             flow: Flow::CatchingUp(now_at),
+            ahead: Ahead::default(),
             resend: VecDeque::new(),
             retained: VecDeque::new(),
             arrivals_missed_from: Some(now_at),
             live_since: now_at,
             online_from: now_at,
             arrivals_end: now_at,
+            left_end: now_at,
             unreleased: BTreeSet::new(),
             announced: BTreeSet::new(),
             will: None,
@@ -150,8 +201,18 @@ impl Session {
     /// Leaves the live tail: reads the journal from `next` on. Records at QoS 0 that arrived before
     /// `arrivals_seen` were delivered on arrival and are not delivered again.
     pub fn fall_behind(&mut self, next: Offset, arrivals_seen: Offset) {
+        if self.flow == Flow::Live {
+            self.ahead = Ahead::nothing();
+        }
         self.flow = Flow::CatchingUp(next);
         self.arrivals_missed_from.get_or_insert(arrivals_seen);
+    }
+
+    /// Passes over records that are known not to be due to it.
+    pub fn skip_ahead(&mut self, durable_end: Offset) {
+        if let Flow::CatchingUp(next) = self.flow {
+            self.flow = Flow::CatchingUp(self.ahead.after(next, durable_end));
+        }
     }
 
     /// Every record before it that belongs to the session is acknowledged; `durable_end` is where a live session
@@ -162,5 +223,36 @@ impl Session {
             Flow::CatchingUp(next) => next,
         };
         self.window.lowest_offset().map_or(served, |lowest| lowest.min(served))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_ahead_is_gone_to_and_the_rest_is_passed_over() {
+        let mut ahead = Ahead::nothing();
+        assert_eq!(ahead.after(Offset(3), Offset(90)), Offset(90), "nothing came");
+        for offset in [5, 5, 70] {
+            ahead.note(Offset(offset));
+        }
+        assert_eq!(ahead.after(Offset(3), Offset(90)), Offset(5));
+        assert_eq!(ahead.after(Offset(5), Offset(90)), Offset(5), "it was not taken");
+        assert_eq!(ahead.after(Offset(6), Offset(90)), Offset(70));
+        assert_eq!(ahead.after(Offset(71), Offset(90)), Offset(90));
+        assert_eq!(ahead.after(Offset(95), Offset(90)), Offset(95), "never back");
+    }
+
+    #[test]
+    fn behind_a_list_that_is_full_or_unknown_everything_is_looked_at() {
+        let mut unknown = Ahead::default();
+        unknown.note(Offset(50));
+        assert_eq!(unknown.after(Offset(3), Offset(90)), Offset(3));
+        let mut full = Ahead::nothing();
+        let last = 10 * Ahead::OFFSETS_MAX as u64;
+        (1..=Ahead::OFFSETS_MAX as u64 + 5).for_each(|number| full.note(Offset(10 * number)));
+        assert_eq!(full.after(Offset(last - 1), Offset(9_000)), Offset(last));
+        assert_eq!(full.after(Offset(last + 1), Offset(9_000)), Offset(last + 1));
     }
 }
