@@ -274,13 +274,16 @@ impl Broker {
         let mut packet = Vec::with_capacity(32);
         encode::connack(&mut packet, connect.version, &answer);
         let gate = if kept { log.end() } else { Offset(0) };
-        self.answer(key, gate, packet, now, log);
-        self.resume(key, session_key, &in_flight, log);
         self.stats.connects_total += 1;
         self.stats.sessions_connected += 1;
         self.stats.sessions_connected_max =
             self.stats.sessions_connected_max.max(self.stats.sessions_connected);
         self.tell_connected(key, session_key, connect.clean_start, present, now);
+        self.answer(key, gate, packet, now, log);
+        // It is gone already if the CONNACK is more than it takes.
+        if self.connections.get(key).is_some_and(|connection| connection.session == Some(session_key)) {
+            self.resume(key, session_key, &in_flight, log);
+        }
     }
 
     /// Goes on with the deliveries that an earlier connection left unfinished [MQTT-4.4.0-1].

@@ -352,3 +352,25 @@ fn a_client_may_return_with_a_smaller_receive_maximum() {
     payloads.sort();
     assert_eq!(payloads, ["1", "2", "3", "4", "5"]);
 }
+
+#[test]
+fn a_client_that_takes_no_connack_has_come_and_gone() {
+    for session_expiry_s in [0, 1_000] {
+        let mut rig = Rig::new();
+        let client = rig.open(Version::V5);
+        let connect = Connect {
+            clean_start: false,
+            session_expiry_s,
+            maximum_packet_bytes: Some(2),
+            ..Connect::new(Version::V5, "narrow")
+        };
+        rig.send(&client, |out| encode::connect(out, &connect));
+        rig.sync();
+        assert_eq!(rig.seen(&client), []);
+        let stats = rig.broker.stats();
+        assert_eq!((stats.sessions_connected, stats.sessions_connected_max), (0, 1));
+        assert_eq!(stats.sessions, u64::from(session_expiry_s > 0));
+        rig.client(Version::V5, "narrow");
+        assert_eq!(rig.broker.stats().sessions_connected, 1);
+    }
+}
