@@ -66,7 +66,7 @@ pub struct Mqtt {
 }
 
 /// Who may connect, and what who is connected may do.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Auth {
     /// Who may connect without credentials.
     pub anonymous: Anonymous,
@@ -76,6 +76,35 @@ pub struct Auth {
     pub acl_file: Option<PathBuf>,
     /// What they may where there is no such file.
     pub default_rules: DefaultRules,
+    /// Users who prove their password with SCRAM.
+    pub scram_file: Option<PathBuf>,
+    /// The key of tokens.
+    pub jwt_key_file: Option<PathBuf>,
+    /// Where the keys of tokens are published.
+    pub jwt_jwks_url: Option<String>,
+    /// Who must have issued a token.
+    pub jwt_issuer: Option<String>,
+    /// For whom a token must be.
+    pub jwt_audience: Option<String>,
+    /// The claim that names the user.
+    pub jwt_username_claim: String,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self {
+            anonymous: Anonymous::default(),
+            password_file: None,
+            acl_file: None,
+            default_rules: DefaultRules::default(),
+            scram_file: None,
+            jwt_key_file: None,
+            jwt_jwks_url: None,
+            jwt_issuer: None,
+            jwt_audience: None,
+            jwt_username_claim: "sub".to_owned(),
+        }
+    }
 }
 
 /// What is logged.
@@ -143,6 +172,11 @@ impl Config {
     /// The ACL file: the configured one, else `acl` in the data folder.
     pub fn acl_path(&self) -> PathBuf {
         self.auth.acl_file.clone().unwrap_or_else(|| self.data_dir.join("acl"))
+    }
+
+    /// The SCRAM file: the configured one, else `scram` in the data folder.
+    pub fn scram_path(&self) -> PathBuf {
+        self.auth.scram_file.clone().unwrap_or_else(|| self.data_dir.join("scram"))
     }
 }
 

@@ -7,6 +7,7 @@ pub mod appliance;
 pub mod config;
 pub mod gateway;
 pub mod health;
+pub mod jwt;
 pub mod kafka;
 pub mod postgres;
 pub mod pump;

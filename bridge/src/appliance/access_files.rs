@@ -12,10 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_broker::auth::{
-    Access, AclFile, AclFileError, DefaultRules, PasswordFile, PasswordFileError, Rules,
+    Access, AclFile, AclFileError, DefaultRules, PasswordFile, PasswordFileError, Rules, ScramFile,
+    ScramFileError,
 };
 
-use crate::config::Config;
+use crate::config::{Auth, Config};
+use crate::jwt::{Expected, JwksThread, KeyError, NamedKey, Tokens};
 
 /// How often the files are looked at.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -29,6 +31,28 @@ pub enum AccessFileError {
     /// The ACL file.
     #[error("{0}; it has the format of mosquitto's acl_file")]
     Acl(#[from] AclFileError),
+    /// The SCRAM file.
+    #[error("{0}; `tidegate passwd --scram` writes such a file")]
+    Scram(#[from] ScramFileError),
+    /// The file with the key of tokens cannot be read.
+    #[error("cannot read the key of tokens {}: {error} (auth.jwt_key_file)", path.display())]
+    KeyFile {
+        /// Which file.
+        path: PathBuf,
+        /// What the operating system says.
+        error: io::Error,
+    },
+    /// It holds no key.
+    #[error("the key of tokens {} cannot be used: {error} (auth.jwt_key_file)", path.display())]
+    Key {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        error: KeyError,
+    },
+    /// The thread that fetches keys could not be started.
+    #[error("cannot start the thread that fetches keys: {0}")]
+    Thread(io::Error),
 }
 
 /// What a file holds.
@@ -36,6 +60,8 @@ pub enum AccessFileError {
 enum Content {
     Passwords,
     Acl,
+    Scram,
+    TokenKey,
 }
 
 impl Content {
@@ -44,6 +70,8 @@ impl Content {
         match self {
             Self::Passwords => "users",
             Self::Acl => "rules",
+            Self::Scram => "users of SCRAM",
+            Self::TokenKey => "keys of tokens",
         }
     }
 }
@@ -84,6 +112,7 @@ impl AccessFile {
 pub(super) struct AccessFiles {
     access: Arc<Access>,
     default_rules: DefaultRules,
+    expected: Expected,
     files: Vec<AccessFile>,
 }
 
@@ -91,12 +120,21 @@ impl AccessFiles {
     /// Reads all of them.
     pub(super) fn open(config: &Config) -> Result<Self, AccessFileError> {
         let auth = &config.auth;
-        let files = vec![
+        let mut files = vec![
             AccessFile::new(Content::Passwords, auth.password_file.as_ref(), config.password_path()),
             AccessFile::new(Content::Acl, auth.acl_file.as_ref(), config.acl_path()),
+            AccessFile::new(Content::Scram, auth.scram_file.as_ref(), config.scram_path()),
         ];
+        if let Some(path) = &auth.jwt_key_file {
+            files.push(AccessFile::new(Content::TokenKey, Some(path), path.clone()));
+        }
         let access = Arc::new(Access::new(auth.anonymous, None));
-        let mut all = Self { access, default_rules: auth.default_rules, files };
+        let expected = expected(auth);
+        if let Some(url) = auth.jwt_jwks_url.as_ref().filter(|_| auth.jwt_key_file.is_none()) {
+            let tokens = JwksThread::start(url.clone(), expected.clone()).map_err(AccessFileError::Thread)?;
+            access.replace_tokens(Some(tokens));
+        }
+        let mut all = Self { access, default_rules: auth.default_rules, expected, files };
         for at in 0..all.files.len() {
             all.read(at)?;
         }
@@ -158,8 +196,29 @@ impl AccessFiles {
                 };
                 self.access.replace_rules(rules);
             }
+            Content::Scram => {
+                let users = if absent { None } else { Some(ScramFile::open(&file.path)?) };
+                self.access.replace_scram(users);
+            }
+            Content::TokenKey => {
+                let path = || file.path.clone();
+                let content =
+                    fs::read(&file.path).map_err(|error| AccessFileError::KeyFile { path: path(), error })?;
+                let key = NamedKey::from_file(&content)
+                    .map_err(|error| AccessFileError::Key { path: path(), error })?;
+                let tokens = Tokens::new(vec![key], self.expected.clone());
+                self.access.replace_tokens(Some(Arc::new(tokens)));
+            }
         }
         Ok(())
+    }
+}
+
+fn expected(auth: &Auth) -> Expected {
+    Expected {
+        issuer: auth.jwt_issuer.clone(),
+        audience: auth.jwt_audience.clone(),
+        username_claim: auth.jwt_username_claim.clone(),
     }
 }
 

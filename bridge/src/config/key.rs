@@ -496,6 +496,53 @@ pub(super) const KEYS: &[Key] = &[
          devices/{id}/status and receive commands/{id}/# and alerts/#) or open (whoever may connect everything)."
     ),
     key!(
+        "auth.scram_file",
+        auth.scram_file,
+        Text,
+        "Users who may prove with SCRAM-SHA-256 (enhanced authentication of MQTT 5) that they know their password, one \
+         a line as PostgreSQL stores them; `tidegate passwd --scram` writes it. Not set: the file `scram` in the data \
+         folder, if it exists."
+    )
+    .sample("\"/etc/tidegate/scram\""),
+    key!(
+        "auth.jwt_key_file",
+        auth.jwt_key_file,
+        Text,
+        "The key of the JSON Web Tokens that clients may give as password, or by enhanced authentication with the \
+         method JWT: a public key in PEM (RSA, P-256, P-384 or Ed25519), or a secret of 32 bytes or more (HS256 and \
+         up). A connection ends when its token expires. Not set, nor `jwt_jwks_url`: tokens are passwords like any \
+         other."
+    )
+    .sample("\"/etc/tidegate/jwt.pem\""),
+    key!(
+        "auth.jwt_jwks_url",
+        auth.jwt_jwks_url,
+        Text,
+        "Where the issuer publishes its keys (JWKS); not used where `jwt_key_file` is set. Fetched every ten minutes and when a \
+         token names an unknown key. The keys of before stay while it is away."
+    )
+    .sample("\"https://idp.example/.well-known/jwks.json\""),
+    key!(
+        "auth.jwt_issuer",
+        auth.jwt_issuer,
+        Text,
+        "What a token must give as its issuer (iss); not set: any. Also JWT_ISSUER_URI."
+    )
+    .sample("\"https://idp.example/\""),
+    key!(
+        "auth.jwt_audience",
+        auth.jwt_audience,
+        Text,
+        "What must be among those a token is for (aud); not set: any."
+    )
+    .sample("\"tidegate\""),
+    key!(
+        "auth.jwt_username_claim",
+        auth.jwt_username_claim,
+        Text,
+        "The claim of a token that names the user, whatever User Name the client gives."
+    ),
+    key!(
         "journal.max_bytes",
         journal.max_bytes,
         Size { min: 2 << 20, max: 1 << 50 },

@@ -75,6 +75,7 @@ const DATABASE: [&str; 6] = ["DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PAS
 const PLAIN: &[(&str, &[&str])] = &[
     ("name", &["REALTIME_PLATFORM_NAME", "REALTIME_PLATFORM"]),
     ("log.level", &["LOG_LEVEL"]),
+    ("auth.jwt_issuer", &["JWT_ISSUER_URI"]),
     ("kafka.bootstrap_servers", &["KAFKA_BOOTSTRAP_SERVERS"]),
 ];
 
