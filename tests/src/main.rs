@@ -15,6 +15,7 @@ mod gateway;
 mod hostile;
 mod kafka;
 mod limits;
+mod makers;
 mod offline;
 mod outage;
 mod postgres;
