@@ -33,9 +33,9 @@ const ROUNDS_MAX: usize = 20_000;
 /// Waiting above it is only what was asked for: answers, and the delivery that crossed the limit.
 const OUTGOING_BYTES: usize = 512;
 
-const TOPICS: [&str; 6] = ["a", "a/b", "a/b/c", "$SYS/x", "b", "a//"];
+const TOPICS: [&str; 6] = ["a", "a/b", "a/b/c", "$own/x", "b", "a//"];
 const FILTERS: [&str; 10] =
-    ["#", "a/#", "+/b", "a/+", "a", "$SYS/#", "b", "a/b/c", "$share/g/a/#", "$share/g/b"];
+    ["#", "a/#", "+/b", "a/+", "a", "$own/#", "b", "a/b/c", "$share/g/a/#", "$share/g/b"];
 
 /// Does what `bytes` say.
 pub(crate) fn check(bytes: &[u8]) {
