@@ -269,7 +269,9 @@ fn expected(bytes: &[u8], version: Version) -> Expected {
                 let mut answer = Vec::new();
                 // MQTT 3 has no DISCONNECT from the server.
                 if version == Version::V5 {
-                    encode::disconnect(&mut answer, version, &Disconnect::new(error.reason()));
+                    let words = error.to_string();
+                    let told = Disconnect { reason_string: Some(&words), ..Disconnect::new(error.reason()) };
+                    encode::disconnect(&mut answer, version, &told);
                 }
                 return Expected::Bytes(answer);
             }

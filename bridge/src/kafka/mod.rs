@@ -180,6 +180,8 @@ impl KafkaSink {
                 self.rejected.push(reject);
                 Ok(())
             }
+            // Only a producer that has failed lets go of its records, and that may be heard before the failure itself.
+            Verdict::Again if trouble::lets_go(code) => Err(made_anew(&code.to_string())),
             Verdict::Again => Err(SinkError::Retry(format!("Kafka did not store a record: {code}"))),
             Verdict::Operator => Err(SinkError::Operator(format!(
                 "Kafka does not store records: {code}; check the rights of this client"
@@ -190,9 +192,7 @@ impl KafkaSink {
     fn hear(&mut self, code: RDKafkaErrorCode, reason: String, fatal: bool) -> Result<(), SinkError> {
         tracing::debug!("Kafka: {code}: {reason}");
         if fatal || code == RDKafkaErrorCode::Fatal {
-            return Err(SinkError::Retry(format!(
-                "the Kafka producer has to be made anew: {reason}; records from the last confirmed one on are sent again"
-            )));
+            return Err(made_anew(&reason));
         }
         if trouble::needs_operator(code) {
             return Err(SinkError::Operator(trouble::unreachable_detail(&self.config, code, &reason)));
@@ -323,6 +323,13 @@ impl Sink for KafkaSink {
             wake.notified().await;
         }
     }
+}
+
+/// The producer has failed for good.
+fn made_anew(reason: &str) -> SinkError {
+    SinkError::Retry(format!(
+        "the Kafka producer has to be made anew: {reason}; records from the last confirmed one on are sent again"
+    ))
 }
 
 /// What to count and tell of the record at `offset`, which `producer` holds.

@@ -59,6 +59,11 @@ pub(super) fn needs_operator(code: Code) -> bool {
     )
 }
 
+/// Whether librdkafka let a record go because its producer has failed for good.
+pub(super) fn lets_go(code: Code) -> bool {
+    matches!(code, Code::Fatal | Code::PurgeQueue | Code::PurgeInflight)
+}
+
 /// No broker can be reached, because of `code`.
 pub(super) fn unreachable(config: &Config, code: Code, reason: &str) -> SinkError {
     let told = unreachable_detail(config, code, reason);
