@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tidegate_broker::mqtt::Version;
@@ -24,7 +25,7 @@ const CALM: Duration = Duration::from_secs(4);
 const PACE: Duration = Duration::from_millis(50);
 /// What counts as calm at most: a machine that does other things as well has delays of its own, also when nothing
 /// happens.
-const CALM_FLOOR: Duration = Duration::from_millis(200);
+const CALM_FLOOR: Duration = Duration::from_millis(60);
 
 /// What happens while a publish of the others is under way.
 const IS_CALM: u8 = 0;
@@ -33,6 +34,26 @@ const IS_OVER: u8 = 2;
 
 fn options(number: usize) -> Options {
     Options::persistent(Version::V5, &format!("storm-{number}"))
+}
+
+/// The others in a thread of their own: what the thousands cost this program must not be taken for what they cost
+/// the broker.
+fn watch_others(address: SocketAddr, weather: &Arc<AtomicU8>) -> JoinHandle<Vec<(u8, Duration)>> {
+    let weather = Arc::clone(weather);
+    let watch = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let others: Vec<_> = (0..OTHERS)
+                .map(|number| tokio::spawn(publish_steadily(address, number, Arc::clone(&weather))))
+                .collect();
+            let mut took = Vec::new();
+            for other in others {
+                took.extend(other.await.unwrap());
+            }
+            took
+        })
+    };
+    std::thread::Builder::new().name("others".to_owned()).spawn(watch).unwrap()
 }
 
 /// Publishes at a steady pace; returns how long each PUBACK took, and what went on when it was sent.
@@ -89,7 +110,7 @@ fn p99(took: &mut [Duration]) -> Duration {
     took[(took.len() - 1) * 99 / 100]
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn thousands_return_at_once_and_the_others_hardly_notice() {
     let tidegate = Tidegate::start(Settings::default()).await;
     let address = tidegate.mqtt;
@@ -104,9 +125,7 @@ async fn thousands_return_at_once_and_the_others_hardly_notice() {
         clients.extend(part.await.unwrap());
     }
     let weather = Arc::new(AtomicU8::new(IS_CALM));
-    let others: Vec<_> = (0..OTHERS)
-        .map(|number| tokio::spawn(publish_steadily(address, number, Arc::clone(&weather))))
-        .collect();
+    let others = watch_others(address, &weather);
     tokio::time::sleep(CALM).await;
 
     // Without a word, all together.
@@ -137,10 +156,8 @@ async fn thousands_return_at_once_and_the_others_hardly_notice() {
     let returned = started.elapsed();
     weather.store(IS_OVER, Ordering::Relaxed);
     let (mut calm, mut storm) = (Vec::new(), Vec::new());
-    for other in others {
-        for (weather, took) in other.await.unwrap() {
-            if weather == IS_CALM { calm.push(took) } else { storm.push(took) }
-        }
+    for (weather, took) in others.join().unwrap() {
+        if weather == IS_CALM { calm.push(took) } else { storm.push(took) }
     }
     let (calm_count, storm_count) = (calm.len(), storm.len());
     let (calm, storm) = (p99(&mut calm), p99(&mut storm));

@@ -17,6 +17,11 @@ use crate::slots::Key;
 use crate::topic::TopicName;
 
 impl Broker {
+    /// Whether the client was let in, and its connection is not closing.
+    pub fn is_let_in(&self, key: Key) -> bool {
+        self.connections.get(key).is_some_and(|connection| connection.stage == Stage::Connected)
+    }
+
     /// The first packet was no CONNECT that may be received.
     pub(super) fn reject(&mut self, key: Key, error: &ConnectError) {
         if let Some(connection) = self.connections.get(key) {

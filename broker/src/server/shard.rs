@@ -47,6 +47,11 @@ const READ_BYTES: usize = 256 * 1_024;
 const BACKLOG_BYTES_MAX: usize = 16 << 20;
 /// Batches read for sessions that are behind, per round.
 const READS_PER_ROUND: usize = 64;
+/// What one round may spend on clients that come or go, and again on reading for sessions that are behind, so that
+/// thousands of them at once delay the others by little.
+const ROUND_SHARE: Duration = Duration::from_millis(1);
+/// The clock is asked after so many that come or go.
+const CLOCK_EVERY: usize = 8;
 /// How long a connection that was told to end may take to close its side.
 const LINGER: Duration = Duration::from_secs(2);
 /// How often the journal is asked for room while connections are held back.
@@ -68,7 +73,10 @@ pub(super) struct Shard {
     reader: Reader,
     /// By the index of the connection's key.
     sockets: Vec<Option<Socket>>,
+    /// Clients that were let in and have sent something.
     ready: VecDeque<Key>,
+    /// Clients that come or go: not yet let in, or with an end to read.
+    passing: VecDeque<Key>,
     lingering: VecDeque<Key>,
     /// Connections that were held back and are broken.
     broken: Vec<Key>,
@@ -124,6 +132,7 @@ impl Shard {
             reader,
             sockets: Vec::new(),
             ready: VecDeque::new(),
+            passing: VecDeque::new(),
             lingering: VecDeque::new(),
             broken: Vec::new(),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
@@ -177,6 +186,7 @@ impl Shard {
         self.accept(now);
         self.resume_held(now);
         self.read_ready(now);
+        self.read_passing(now, Some(ROUND_SHARE));
         self.appender.submit();
         self.take_durable(now);
         self.serve_reads(now);
@@ -201,7 +211,7 @@ impl Shard {
         }
         let accepting =
             self.listeners.iter().any(|listener| listener.ready && listener.paused_until.is_none());
-        if (may_read && !self.ready.is_empty()) || self.broker.reads_waiting() > 0 || accepting {
+        if (may_read && !(self.ready.is_empty() && self.passing.is_empty())) || self.broker.reads_waiting() > 0 || accepting {
             return Some(Duration::ZERO);
         }
         let mut wait =
@@ -227,12 +237,12 @@ impl Shard {
             Token(index) => {
                 let Some(Some(socket)) = self.sockets.get_mut(index) else { return };
                 let key = socket.key;
+                let mut lines_up = false;
                 socket.ended |= event.is_read_closed() || event.is_error();
                 if (event.is_readable() || event.is_read_closed() || event.is_error()) && !socket.in_ready {
                     socket.readable = true;
                     if !socket.held {
-                        socket.in_ready = true;
-                        self.ready.push_back(key);
+                        lines_up = true;
                     } else if event.is_error() {
                         // Nobody reads it and so learns of its end.
                         self.broken.push(key);
@@ -242,6 +252,9 @@ impl Shard {
                     // If it fails, so does the next read.
                     let _ = socket.flush();
                     self.broker.want_output(key);
+                }
+                if lines_up {
+                    self.line_up(key);
                 }
             }
         }
@@ -256,19 +269,49 @@ impl Shard {
         self.appender.backlog_bytes() < BACKLOG_BYTES_MAX && self.broker.gated_bytes() < BACKLOG_BYTES_MAX
     }
 
-    /// Reads once from every socket that is readable.
+    /// Lets a socket be read from: with those that were let in, or with those that come or go.
+    pub(super) fn line_up(&mut self, key: Key) {
+        let is_in = self.broker.is_let_in(key);
+        let Some(socket) = self.socket(key) else { return };
+        socket.in_ready = true;
+        if is_in && !socket.ended {
+            self.ready.push_back(key);
+        } else {
+            self.passing.push_back(key);
+        }
+    }
+
+    /// Reads once from every socket of a client that was let in.
     fn read_ready(&mut self, now: Now) {
         for _ in 0..self.ready.len() {
             if !self.may_read() {
                 return;
             }
             let Some(key) = self.ready.pop_front() else { return };
-            self.read_one(key, now);
-            if let Some(socket) = self.socket(key) {
-                socket.in_ready = socket.readable && !socket.held;
-                if socket.in_ready {
-                    self.ready.push_back(key);
-                }
+            self.read_in_turn(key, now);
+        }
+    }
+
+    /// Reads once from every socket of a client that comes or goes, as far as the time suffices.
+    fn read_passing(&mut self, now: Now, share: Option<Duration>) {
+        let until = share.map(|share| self.clock.now().monotonic + share);
+        for turn in 0..self.passing.len() {
+            let is_over = turn % CLOCK_EVERY == CLOCK_EVERY - 1
+                && until.is_some_and(|until| self.clock.now().monotonic >= until);
+            if is_over || !self.may_read() {
+                return;
+            }
+            let Some(key) = self.passing.pop_front() else { return };
+            self.read_in_turn(key, now);
+        }
+    }
+
+    fn read_in_turn(&mut self, key: Key, now: Now) {
+        self.read_one(key, now);
+        if let Some(socket) = self.socket(key) {
+            socket.in_ready = socket.readable && !socket.held;
+            if socket.in_ready {
+                self.line_up(key);
             }
         }
     }
@@ -329,7 +372,11 @@ impl Shard {
     }
 
     fn serve_reads(&mut self, now: Now) {
-        for _ in 0..READS_PER_ROUND {
+        let until = self.clock.now().monotonic + ROUND_SHARE;
+        for turn in 0..READS_PER_ROUND {
+            if turn > 0 && self.clock.now().monotonic >= until {
+                return;
+            }
             let Some((key, offset)) = self.broker.poll_read(now, &mut self.appender) else { return };
             self.reader.seek(offset);
             match self.reader.next() {
@@ -479,12 +526,8 @@ impl Shard {
         let Some(socket) = self.socket(key) else { return };
         socket.held = false;
         self.receive_unread(key, now);
-        if let Some(socket) = self.socket(key)
-            && !socket.held
-            && !socket.in_ready
-        {
-            socket.in_ready = true;
-            self.ready.push_back(key);
+        if self.socket(key).is_some_and(|socket| !socket.held && !socket.in_ready) {
+            self.line_up(key);
         }
     }
 
@@ -510,6 +553,7 @@ impl Shard {
         // What clients had sent already is taken in and acknowledged before they are told to go.
         let now = self.clock.now();
         self.read_ready(now);
+        self.read_passing(now, None);
         self.settle(&mut events, give_up);
         let now = self.clock.now();
         self.broker.drain(now, &mut self.appender);

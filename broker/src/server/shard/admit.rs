@@ -17,7 +17,7 @@ use crate::broker::Now;
 use crate::slots::Key;
 
 /// Connections accepted per round.
-const ACCEPTS_PER_ROUND: usize = 256;
+const ACCEPTS_PER_ROUND: usize = 64;
 /// Refused handshakes are told in the log this often at most, and always counted.
 const BROKEN_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -114,8 +114,7 @@ impl Shard {
         if let Some(socket) = self.socket(key) {
             // What was read already brings no event.
             socket.readable = true;
-            socket.in_ready = true;
-            self.ready.push_back(key);
+            self.line_up(key);
         }
     }
 
