@@ -16,6 +16,7 @@ mod acknowledge;
 mod aliases;
 mod authenticate;
 mod authorise;
+mod behind;
 mod connect;
 mod deliver;
 mod gate;

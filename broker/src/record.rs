@@ -526,6 +526,23 @@ impl Batch {
         })
     }
 
+    /// The Topic Names of its records, in order. Reads a few lengths per entry.
+    pub fn topics(&self) -> impl Iterator<Item = &[u8]> {
+        const CLIENT_AT: usize = ENTRY_FIXED_BYTES + RECORD_FIXED_BYTES;
+        let mut entries = self.entries();
+        std::iter::from_fn(move || entries.take_one()).filter_map(|entry| {
+            let fixed = entry.first_chunk::<CLIENT_AT>().filter(|fixed| fixed[0] == KIND_RECORD)?;
+            let length = |at: usize| {
+                usize::from(u16::from_le_bytes([
+                    fixed[ENTRY_FIXED_BYTES + at],
+                    fixed[ENTRY_FIXED_BYTES + at + 1],
+                ]))
+            };
+            let topic_at = CLIENT_AT + length(0);
+            entry.get(topic_at..topic_at + length(2))
+        })
+    }
+
     /// How many records it holds. Reads one length and one kind per entry.
     pub fn records_count(&self) -> u64 {
         let mut entries = self.entries();

@@ -69,6 +69,8 @@ pub(super) struct Group {
     /// Whether something was acknowledged since `position_saved`.
     progressed: bool,
     wants_read: bool,
+    /// Up to here it is known that there may be records for it where it stands.
+    near_until: Offset,
 }
 
 impl Group {
@@ -143,6 +145,7 @@ impl Broker {
             position_saved: options.since,
             progressed: false,
             wants_read: false,
+            near_until: Offset(0),
         });
         self.by_share.insert(share.clone(), key);
         self.shared_router.subscribe(&filter, key, *options);
@@ -447,6 +450,24 @@ impl Broker {
                 None
             }
             Flow::CatchingUp(next) => Some(next),
+        }
+    }
+
+    /// As in [`Broker::looks_for`].
+    pub(super) fn group_looks_for(&self, key: Key, offset: Offset) -> Option<Vec<&TopicFilter>> {
+        let group = self.groups.get(key)?;
+        let looks =
+            group.returned.is_empty() && group.flow == Flow::CatchingUp(offset) && offset >= group.near_until;
+        looks.then(|| vec![&group.filter])
+    }
+
+    /// As in [`Broker::passed_over`].
+    pub(super) fn group_passed_over(&mut self, key: Key, next: Offset, near_until: Offset) {
+        let Some(group) = self.groups.get_mut(key) else { return };
+        group.near_until = near_until;
+        if group.flow != Flow::CatchingUp(next) {
+            group.flow = Flow::CatchingUp(next);
+            self.want_group(key);
         }
     }
 

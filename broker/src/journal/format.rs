@@ -9,24 +9,31 @@
 //!                  | u64 created, ms | u32 salt | 12 zero bytes
 //! frame header:    u32 magic | u32 crc of bytes 8..48 | u32 crc of the body | u32 body bytes | u64 base offset
 //!                  | u64 time, ms | u64 durable before | u32 count | u8 kind | 3 zero bytes
-//! footer body:     (u64 offset, u64 file position)* | u64 end offset | u64 newest, ms | u64 footer position | magic[8]
+//! footer body:     (u64 offset, u64 file position)* | topic summary | u32 bytes of it | 4 zero bytes | u64 end offset
+//!                  | u64 newest, ms | u64 footer position | magic[8]
 //! ```
 //!
 //! Every frame checksum begins with the segment's random salt. So a frame is only ever valid in the segment it was
 //! written for: neither what a file held in an earlier life nor a payload that imitates a frame is taken for one.
 
+use bytes::Bytes;
+
 use super::JournalId;
+use super::topics::TopicSummary;
 use crate::plant::{self, Bug};
 use crate::record::{Offset, Timestamp};
 
 pub(super) const SEGMENT_HEADER_BYTES: usize = 64;
 pub(super) const FRAME_BYTES: usize = 48;
-pub(super) const VERSION: u32 = 1;
+/// Version 1 has no summary of topics in its footers; it is read, and no longer written.
+pub(super) const VERSION: u32 = 2;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"TidegatJ";
-const FOOTER_MAGIC: [u8; 8] = *b"TidegatF";
+const FOOTER_MAGIC: [u8; 8] = *b"TidegatT";
+const FOOTER_MAGIC_1: [u8; 8] = *b"TidegatF";
 const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"\xd7TgF");
 const FOOTER_FIXED_BYTES: usize = 32;
+const SUMMARY_FIXED_BYTES: usize = 8;
 /// The end of a footer's body, and so of a sealed file: where the footer begins, and a magic.
 pub(super) const TRAILER_BYTES: usize = 16;
 
@@ -68,7 +75,7 @@ impl SegmentHeader {
             return Err(HeaderFault::Damaged);
         }
         let version = u32_at(bytes, 8);
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Err(HeaderFault::Version(version));
         }
         let id = u128::from(u64_at(bytes, 16)) | u128::from(u64_at(bytes, 24)) << 64;
@@ -203,6 +210,8 @@ pub(super) struct Footer {
     pub(super) newest: Timestamp,
     /// Where in the file the footer's frame begins.
     pub(super) position: u64,
+    /// What the topics of its records may be.
+    pub(super) topics: TopicSummary,
 }
 
 impl Footer {
@@ -213,6 +222,10 @@ impl Footer {
             frame.extend(offset.0.to_le_bytes());
             frame.extend(position.to_le_bytes());
         }
+        let topics = self.topics.as_bytes();
+        frame.extend(topics);
+        frame.extend(u32::try_from(topics.len()).expect("a summary is small").to_le_bytes());
+        frame.extend([0; SUMMARY_FIXED_BYTES - 4]);
         frame.extend(self.end.0.to_le_bytes());
         frame.extend(self.newest.0.to_le_bytes());
         frame.extend(self.position.to_le_bytes());
@@ -223,23 +236,34 @@ impl Footer {
     }
 
     /// From the body of a footer frame whose checksum is right.
-    pub(super) fn decode(body: &[u8]) -> Option<Self> {
-        let (index, fixed) = body.split_at_checked(body.len().checked_sub(FOOTER_FIXED_BYTES)?)?;
-        if !index.len().is_multiple_of(16) || fixed[24..32] != FOOTER_MAGIC {
+    pub(super) fn decode(body: &Bytes) -> Option<Self> {
+        let (rest, fixed) = body.split_at_checked(body.len().checked_sub(FOOTER_FIXED_BYTES)?)?;
+        let (index, topics) = if fixed[24..32] == FOOTER_MAGIC {
+            let (rest, length) = rest.split_at_checked(rest.len().checked_sub(SUMMARY_FIXED_BYTES)?)?;
+            rest.split_at_checked(rest.len().checked_sub(u32_at(length, 0) as usize)?)?
+        } else if fixed[24..32] == FOOTER_MAGIC_1 {
+            (rest, &[][..])
+        } else {
+            return None;
+        };
+        if !index.len().is_multiple_of(16) {
             return None;
         }
+        let topics = if topics.is_empty() { Bytes::new() } else { body.slice_ref(topics) };
+        let topics = TopicSummary::new(topics);
         let index = index.chunks_exact(16).map(|pair| (Offset(u64_at(pair, 0)), u64_at(pair, 8))).collect();
         Some(Self {
             index,
             end: Offset(u64_at(fixed, 0)),
             newest: Timestamp(u64_at(fixed, 8)),
             position: u64_at(fixed, 16),
+            topics,
         })
     }
 
     /// Where the footer begins, from the last bytes of a sealed file.
     pub(super) fn position(trailer: &[u8; TRAILER_BYTES]) -> Option<u64> {
-        (trailer[8..16] == FOOTER_MAGIC).then(|| u64_at(trailer, 0))
+        (trailer[8..16] == FOOTER_MAGIC || trailer[8..16] == FOOTER_MAGIC_1).then(|| u64_at(trailer, 0))
     }
 }
 

@@ -24,6 +24,7 @@ mod storage;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod topics;
 mod writer;
 
 use std::collections::VecDeque;
@@ -43,6 +44,7 @@ pub use reader::Reader;
 use segment::Segment;
 pub use storage::{Call, FileStorage, MemoryStorage, Storage, StorageFile, read_file, replace_file};
 use tail::Tail;
+pub use topics::TopicSummary;
 pub use writer::Writer;
 
 use crate::record::{Offset, Timestamp};
@@ -547,6 +549,13 @@ impl Shared {
         let segments = self.segments();
         let at = segments.partition_point(|segment| segment.base() <= offset).checked_sub(1)?;
         Some(segments[at].clone())
+    }
+
+    /// The sealed segment that holds `offset`; `None` if that is in the segment that is written to.
+    fn sealed_segment_of(&self, offset: Offset) -> Option<Arc<Segment>> {
+        let segments = self.segments();
+        let at = segments.partition_point(|segment| segment.base() <= offset).checked_sub(1)?;
+        (at + 1 < segments.len()).then(|| segments[at].clone())
     }
 
     /// About how many bytes lie between `offset` and the durable end.

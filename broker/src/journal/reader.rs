@@ -3,9 +3,9 @@
 use std::io;
 use std::sync::Arc;
 
-use super::format::{Frame, Kind};
+use super::format::{Footer, Frame, Kind};
 use super::segment::{Found, FrameReader, Segment};
-use super::{ReadError, Shared};
+use super::{ReadError, Shared, TopicSummary};
 use crate::plant::{self, Bug};
 use crate::record::{Batch, Offset};
 
@@ -19,6 +19,8 @@ pub struct Reader {
     offset: Offset,
     skipped: u64,
     place: Option<Place>,
+    /// The summary that was asked for last.
+    summary: Option<(Offset, TopicSummary)>,
 }
 
 /// Where in which segment a reader is.
@@ -41,7 +43,7 @@ impl Place {
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, from: Offset) -> Self {
         let offset = from.max(shared.start());
-        Self { shared, offset, skipped: 0, place: None }
+        Self { shared, offset, skipped: 0, place: None, summary: None }
     }
 
     /// The next entry that `next` will return.
@@ -93,6 +95,37 @@ impl Reader {
                 }
             }
         }
+    }
+
+    /// Seeks over sealed segments of which `wanted` says that nothing in them is looked for. Returns how far it is
+    /// known what `wanted` says: up to there it need not be asked again for the same.
+    ///
+    /// Reads a few kilobytes per segment. What cannot be read is not passed over, so that [`Reader::next`] tells why.
+    pub fn pass_over(&mut self, wanted: impl Fn(&TopicSummary) -> bool) -> Offset {
+        loop {
+            self.skip_trimmed();
+            let Some(segment) = self.shared.sealed_segment_of(self.offset) else {
+                return self.offset.max(self.shared.durable_end());
+            };
+            match self.summary_of(&segment) {
+                Some(summary) if !wanted(&summary) => self.seek(segment.end()),
+                Some(_) | None => return segment.end(),
+            }
+        }
+    }
+
+    fn summary_of(&mut self, segment: &Segment) -> Option<TopicSummary> {
+        if let Some((base, summary)) = &self.summary
+            && *base == segment.base()
+        {
+            return Some(summary.clone());
+        }
+        let file = self.shared.storage.open(&segment.name).ok()?;
+        let mut frames = FrameReader::new(file, segment.header.salt, segment.readable());
+        let Ok(Found::Frame(frame, body)) = frames.next(segment.file_bytes()) else { return None };
+        let footer = Footer::decode(&body).filter(|_| frame.kind == Kind::Footer)?;
+        self.summary = Some((segment.base(), footer.topics.clone()));
+        Some(footer.topics)
     }
 
     fn pass(&mut self, batch: &Batch) -> Batch {

@@ -26,9 +26,10 @@ use super::format::{
 };
 use super::segment::{self, ActiveSegment, Found, FrameReader, Segment};
 use super::storage::{self, Storage, StorageFile};
+use super::topics::Topics;
 use super::{JournalId, OpenError, cursors, fresh_id, fresh_salt};
 use crate::plant::{self, Bug};
-use crate::record::{Offset, Timestamp};
+use crate::record::{Batch, Offset, Timestamp};
 
 /// How much is read at once where whole files are searched or copied.
 const CHUNK_BYTES: u64 = 1 << 20;
@@ -225,6 +226,7 @@ struct Scan {
     doubtful_from: u64,
     /// The end of the last batch, where marks may follow.
     batches_end: u64,
+    topics: Topics,
     footer: Option<Footer>,
 }
 
@@ -248,6 +250,7 @@ impl Scan {
             durable_before: header.base,
             doubtful_from: SEGMENT_HEADER_BYTES as u64,
             batches_end: SEGMENT_HEADER_BYTES as u64,
+            topics: Topics::default(),
             footer: None,
         };
         while scan.footer.is_none() {
@@ -275,6 +278,10 @@ impl Scan {
                 self.batches_end = self.position + frame.bytes() as u64;
                 self.segment.remember(frame.base, self.position);
                 self.newest = Timestamp(self.newest.0.max(frame.time.0));
+                // Whoever reads a malformed batch is told; its topics are not needed for that.
+                if let Ok(batch) = Batch::from_encoded(frame.base, frame.count, frame.time, body.clone()) {
+                    batch.topics().for_each(|topic| self.topics.note(topic));
+                }
             }
             Kind::Mark => {}
             Kind::Footer => self.footer = Footer::decode(body),
@@ -358,7 +365,7 @@ impl Scan {
         settled.map_err(|error| io_error(storage, "make durable the tail of", &name, error))?;
         let readable = self.footer.as_ref().map_or(self.position, |footer| footer.position);
         self.segment.publish(self.end, readable, self.newest);
-        Ok(ActiveSegment::resume(Arc::new(self.segment), self.file, self.position))
+        Ok(ActiveSegment::resume(Arc::new(self.segment), self.file, self.position, self.topics))
     }
 
     fn write_again(&self) -> io::Result<()> {

@@ -13,7 +13,8 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use super::format::{FRAME_BYTES, Footer, Frame, FramePlace, Kind, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::storage::{Storage, StorageFile};
-use crate::record::{Offset, Timestamp};
+use super::topics::{TopicSummary, Topics};
+use crate::record::{Batch, Offset, Timestamp};
 
 /// One frame in so many bytes is remembered in the sparse index; a seek reads at most this much in vain.
 const INDEX_EVERY_BYTES: u64 = 256 * 1024;
@@ -135,6 +136,7 @@ pub(super) struct ActiveSegment {
     length: u64,
     /// How much more than needed the file is made longer at a time.
     reserve_bytes: u64,
+    topics: Topics,
     /// The file before this one, as long as the operating system may cache it.
     before: Option<Arc<dyn StorageFile>>,
     /// What lies before is no longer cached.
@@ -151,13 +153,27 @@ impl ActiveSegment {
         file.sync()?;
         storage.rename(&new, &segment.name)?;
         storage.sync_folder()?;
-        Ok(Self::resume(segment, file, SEGMENT_HEADER_BYTES as u64))
+        Ok(Self::resume(segment, file, SEGMENT_HEADER_BYTES as u64, Topics::default()))
     }
 
-    /// Goes on in a segment whose frames end at `position`.
-    pub(super) fn resume(segment: Arc<Segment>, file: Arc<dyn StorageFile>, position: u64) -> Self {
+    /// Goes on in a segment whose frames end at `position` and hold records with these `topics`.
+    pub(super) fn resume(
+        segment: Arc<Segment>,
+        file: Arc<dyn StorageFile>,
+        position: u64,
+        topics: Topics,
+    ) -> Self {
         segment.file_bytes.store(position, Ordering::Relaxed);
-        Self { segment, file, position, length: position, reserve_bytes: 0, before: None, cached_from: 0 }
+        Self {
+            segment,
+            file,
+            position,
+            length: position,
+            reserve_bytes: 0,
+            topics,
+            before: None,
+            cached_from: 0,
+        }
     }
 
     pub(super) fn position(&self) -> u64 {
@@ -182,6 +198,13 @@ impl ActiveSegment {
         self.length = self.length.max(end);
         self.segment.file_bytes.store(self.position, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// The records of `batch`, which was written, count for the summary of topics.
+    pub(super) fn note_topics(&mut self, batch: &Batch) {
+        for topic in batch.topics() {
+            self.topics.note(topic);
+        }
     }
 
     /// Writes a mark: proof for a later recovery that everything before `end` was synced.
@@ -233,7 +256,8 @@ impl ActiveSegment {
     pub(super) fn seal(&mut self, end: Offset, durable_before: Offset, newest: Timestamp) -> io::Result<()> {
         let readable = self.position;
         let index = self.segment.index().clone();
-        let footer = Footer { index, end, newest, position: readable };
+        let topics = TopicSummary::new(self.topics.encode().into());
+        let footer = Footer { index, end, newest, position: readable, topics };
         let frame = footer.encode(durable_before, self.segment.header.salt);
         self.write(&frame, end)?;
         self.cut()?;

@@ -4,6 +4,7 @@ mod damage;
 mod faults;
 mod limits;
 mod threads;
+mod topics;
 mod world;
 
 use std::sync::mpsc::sync_channel;

@@ -160,6 +160,7 @@ impl Writer {
         let (frame, batch) = batch.finish(|frame| Frame::seal(Kind::Batch, place, salt, frame));
         assert_eq!(batch.base(), self.end, "offsets are dense");
         self.active.write(&frame, batch.base())?;
+        self.active.note_topics(&batch);
         self.end = batch.end();
         self.shared.bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
         self.written_bytes += frame.len() as u64;

@@ -14,6 +14,7 @@ mod memory;
 mod net;
 mod origin;
 mod proxy;
+pub mod reads;
 mod shard;
 mod socket;
 mod tls;

@@ -22,6 +22,7 @@ use super::checkpoint;
 use super::clock::Clock;
 use super::listener::Listener;
 use super::memory::Meter;
+use super::reads;
 use super::socket::{ReadOutcome, Socket, Stream};
 use super::transport::Counters;
 use super::{Command, Done, LocalPublish, Options, PublishError, StartError, Stats};
@@ -211,7 +212,10 @@ impl Shard {
         }
         let accepting =
             self.listeners.iter().any(|listener| listener.ready && listener.paused_until.is_none());
-        if (may_read && !(self.ready.is_empty() && self.passing.is_empty())) || self.broker.reads_waiting() > 0 || accepting {
+        if (may_read && !(self.ready.is_empty() && self.passing.is_empty()))
+            || self.broker.reads_waiting() > 0
+            || accepting
+        {
             return Some(Duration::ZERO);
         }
         let mut wait =
@@ -374,18 +378,10 @@ impl Shard {
     fn serve_reads(&mut self, now: Now) {
         let until = self.clock.now().monotonic + ROUND_SHARE;
         for turn in 0..READS_PER_ROUND {
-            if turn > 0 && self.clock.now().monotonic >= until {
+            if turn > 0 && self.clock.now().monotonic >= until
+                || !reads::serve_one(&mut self.broker, &mut self.reader, now, &mut self.appender)
+            {
                 return;
-            }
-            let Some((key, offset)) = self.broker.poll_read(now, &mut self.appender) else { return };
-            self.reader.seek(offset);
-            match self.reader.next() {
-                Ok(Some(batch)) => self.broker.read(key, &batch, now, &mut self.appender),
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::error!(%offset, %error, "the journal cannot be read for a session; its client is disconnected");
-                    self.broker.read_failed(key, now, &mut self.appender);
-                }
             }
         }
     }

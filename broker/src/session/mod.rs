@@ -65,6 +65,11 @@ impl Ahead {
         }
     }
 
+    /// Whether the record at `offset` is known to be due.
+    pub fn names(&self, offset: Offset) -> bool {
+        self.offsets.front() == Some(&offset)
+    }
+
     /// Where a session that stands at `next` goes on.
     fn after(&mut self, next: Offset, durable_end: Offset) -> Offset {
         while self.offsets.front().is_some_and(|offset| *offset < next) {
@@ -116,6 +121,8 @@ pub struct Session {
     pub flow: Flow,
     /// What it has to read, while it is behind.
     pub ahead: Ahead,
+    /// Up to here it is known that there may be records for it where it stands.
+    pub near_until: Offset,
     /// Deliveries from an earlier connection that must be sent again first, by Packet Identifier.
     pub resend: VecDeque<u16>,
     /// Retained records that wait for room in the window or for durability.
@@ -167,6 +174,7 @@ impl Session {
             window: Window::default(),
             flow: Flow::CatchingUp(now_at),
             ahead: Ahead::default(),
+            near_until: Offset(0),
             resend: VecDeque::new(),
             retained: VecDeque::new(),
             arrivals_missed_from: Some(now_at),

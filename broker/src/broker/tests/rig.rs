@@ -7,7 +7,7 @@ use super::super::{Broker, Limits, Now, Received};
 use crate::auth::{Access, Anonymous};
 use crate::mqtt::{self, Connect, Decoded, Packet, ReasonCode, Subscription, Version, encode};
 use crate::record::{
-    Append, Appended, Batch, BatchBuilder, Entry, Offset, Properties, Qos, Refused, Timestamp,
+    Append, Appended, Batch, BatchBuilder, Entry, Offset, Properties, Qos, Record, Refused, Timestamp,
 };
 use crate::slots::Key;
 
@@ -127,6 +127,21 @@ impl Rig {
 
     fn serve_reads(&mut self) {
         while let Some((key, offset)) = self.broker.poll_read(self.now, &mut self.log) {
+            if let Some(filters) = self.broker.looks_for(key, offset) {
+                // Exactly what nothing matches is passed over, entry by entry.
+                let holds = |batch: &&Batch| {
+                    let may_match =
+                        |record: &Record<'_>| filters.iter().any(|filter| filter.matches(record.topic));
+                    batch.records().any(|(at, record)| at >= offset && may_match(&record))
+                };
+                let behind = self.log.batches.iter().filter(|batch| offset < batch.end());
+                let next = behind.clone().find(holds).map_or(self.log.durable_end(), Batch::base).max(offset);
+                drop(filters);
+                self.broker.passed_over(key, next, Offset(0));
+                if next > offset {
+                    continue;
+                }
+            }
             let found = self.log.batches.iter().find(|batch| offset < batch.end()).cloned();
             let batch = found.expect("the broker reads only what is durable");
             self.broker.read(key, &batch, self.now, &mut self.log);
