@@ -52,7 +52,7 @@ use self::shared::Group;
 pub use self::stats::{Counts, DropReason, RefusalReason, Stats};
 use self::system::{Ending, System};
 use self::timers::Timers;
-use crate::auth::{Access, DenialLog, Identity, Rules, Throttle};
+use crate::auth::{Access, Identity, Rules, Throttle};
 use crate::mqtt::{self, DecodeError, Decoded, Disconnect, Packet, ReasonCode, Version, encode};
 use crate::record::{Append, Appended, Batch, Offset, Refused, Timestamp};
 use crate::retained::RetainedStore;
@@ -200,7 +200,6 @@ pub struct Broker {
     /// The rules of `access`, as far as they are known here.
     rules: Arc<Rules>,
     rules_version: u64,
-    denials: DenialLog,
     throttle: Throttle,
     /// Makes assigned Client Identifiers hard to guess.
     seed: u64,
@@ -254,7 +253,6 @@ impl Broker {
             rules_version: access.rules_version(),
             rules: access.rules(),
             access,
-            denials: DenialLog::default(),
             throttle: Throttle::default(),
             seed,
             durable_end: Offset(0),
@@ -627,7 +625,10 @@ impl Broker {
 
     /// Totals and counts.
     pub fn stats(&self) -> Stats {
+        let denials = self.access.denials();
         Stats {
+            publishes_denied_total: denials.publishes,
+            subscriptions_denied_total: denials.subscriptions,
             connections: self.connections.len() as u64,
             sessions: self.sessions.len() as u64,
             subscriptions: (self.router.len() + self.shared_subscriptions) as u64,

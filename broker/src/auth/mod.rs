@@ -23,7 +23,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 pub use acl_file::{AclFile, AclFileError};
-pub use denial_log::DenialLog;
+use denial_log::Denials;
+pub use denial_log::{Attempt, DenialCounts};
 pub use enhanced::{Exchange, Method, Step};
 pub use identity::{Identity, Login};
 pub use password_file::{PasswordFile, PasswordFileError};
@@ -94,6 +95,7 @@ pub struct Access {
     rules: RwLock<Arc<Rules>>,
     /// Counts changes of `rules`, so that whoever remembers answers sees at once that they are old.
     rules_version: AtomicU64,
+    denials: Denials,
 }
 
 impl Access {
@@ -151,6 +153,23 @@ impl Access {
         self.rules().may_subscribe(identity, filter)
     }
 
+    /// Counts that `rule` denied `identity` the topic, and logs it unless too much is logged already.
+    pub fn note_denial(
+        &self,
+        identity: &Identity,
+        attempt: Attempt,
+        topic: &str,
+        rule: &str,
+        now: Timestamp,
+    ) {
+        self.denials.note(identity, attempt, topic, rule, now);
+    }
+
+    /// What was denied since the start, to whomever.
+    pub fn denials(&self) -> DenialCounts {
+        self.denials.counts()
+    }
+
     fn by_token(&self, token: &str, login: &Login<'_>, now: Timestamp) -> Result<Identity, Denied> {
         let tokens = self.tokens().ok_or(Denied::BadCredentials)?;
         match tokens.verify(token, now) {
@@ -195,7 +214,7 @@ impl Access {
     }
 
     /// Another number whenever the rules have changed.
-    pub(crate) fn rules_version(&self) -> u64 {
+    pub fn rules_version(&self) -> u64 {
         self.rules_version.load(Ordering::Acquire)
     }
 

@@ -77,7 +77,7 @@ impl Rules {
     }
 
     /// As [`Rules::may_receive`], without a reason.
-    pub(crate) fn lets_receive(&self, identity: &Identity, topic: TopicName<'_>) -> bool {
+    pub fn lets_receive(&self, identity: &Identity, topic: TopicName<'_>) -> bool {
         match self {
             Self::Default(_) if self.is_unrestricted(identity) => true,
             Self::Default(_) => device_may(identity, Action::Read, topic.as_str()),

@@ -5,7 +5,7 @@
 //! a connection counts as one that may, because nothing is sent to it and its next connection asks again.
 
 use super::{Broker, Connection};
-use crate::auth::{Identity, Rules, Verdict};
+use crate::auth::{Attempt, Identity, Rules, Verdict};
 use crate::broker::Now;
 use crate::router::Matches;
 use crate::session::Session;
@@ -93,39 +93,27 @@ impl Broker {
                 true
             }
             Verdict::Denied(rule) => {
-                let identity = identity.clone();
-                self.stats.publishes_denied_total += 1;
-                self.log_denial(&identity, "publish to", topic.as_str(), &rule, now);
+                self.access.note_denial(identity, Attempt::Publish, topic.as_str(), &rule, now.wall);
                 false
             }
         }
     }
 
     /// Whether there is anything in `filter` for the client of a connection; if not, that is counted and logged.
-    pub(super) fn may_subscribe(&mut self, key: Key, filter: &TopicFilter, now: Now) -> bool {
+    pub(super) fn may_subscribe(&self, key: Key, filter: &TopicFilter, now: Now) -> bool {
         let Some(connection) = self.connections.get(key) else { return false };
         if connection.unrestricted {
             return true;
         }
-        let Some(identity) = connection.identity.clone() else { return false };
+        let Some(identity) = &connection.identity else { return false };
         let inner = filter.shared().ok().flatten().map(|(_, inner)| inner);
-        match self.rules.may_subscribe(&identity, inner.as_ref().unwrap_or(filter)) {
+        match self.rules.may_subscribe(identity, inner.as_ref().unwrap_or(filter)) {
             Verdict::Allowed => true,
             Verdict::Denied(rule) => {
-                self.stats.subscriptions_denied_total += 1;
-                self.log_denial(&identity, "subscribe to", filter.as_str(), &rule, now);
+                self.access.note_denial(identity, Attempt::Subscribe, filter.as_str(), &rule, now.wall);
                 false
             }
         }
-    }
-
-    fn log_denial(&mut self, identity: &Identity, action: &str, topic: &str, rule: &str, now: Now) {
-        let Some(unlogged) = self.denials.note(now.monotonic) else { return };
-        if unlogged > 0 {
-            tracing::warn!(unlogged, "more denials than are logged");
-        }
-        let (client, user) = (identity.client(), identity.name());
-        tracing::warn!(client, user, action, topic, rule, "denied");
     }
 }
 

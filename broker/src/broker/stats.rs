@@ -172,7 +172,7 @@ pub struct Stats {
     /// CONNECT packets refused unchecked after many failed logins.
     pub logins_unchecked_total: u64,
     pub credentials_expired_total: u64,
-    /// Publishes and Wills that the rules did not allow.
+    /// Publishes and Wills that the rules did not allow, over MQTT or HTTP.
     pub publishes_denied_total: u64,
     pub subscriptions_denied_total: u64,
     pub sessions: u64,
