@@ -8,6 +8,7 @@ mod access;
 mod health;
 mod page;
 mod publish;
+mod rules;
 mod stage;
 mod stream;
 mod websocket;

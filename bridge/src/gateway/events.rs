@@ -7,6 +7,9 @@
 //! and it misses nothing and gets nothing twice.
 //!
 //! An event is encoded once per form however many subscribers get it. A batch wakes a subscriber once.
+//!
+//! Who may receive a topic is asked when it is looked up who wants it, and remembered with that until the rules
+//! change. Then what is queued for those whom the rules concern is given up, and they read it again by the new ones.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,11 +18,13 @@ use std::thread::{self, JoinHandle, Thread};
 
 use axum::extract::ws::Utf8Bytes;
 use bytes::Bytes;
+use tidegate_broker::auth::{Access, Rules};
 use tidegate_broker::journal::{Journal, Reader};
 use tidegate_broker::record::{Batch, Entry, Offset, Record, Timestamp};
 use tidegate_broker::topic::TopicName;
 use tokio::sync::{Semaphore, mpsc};
 
+use super::caller::Caller;
 use super::encode::{self, Encoder, Form};
 use super::interest::Interest;
 use super::subscriber::{Kind, Phase, Pushed, Subscriber};
@@ -48,9 +53,12 @@ struct Table {
     subscribers: BTreeMap<u64, Arc<Subscriber>>,
     live: usize,
     by_topic: ByTopic,
+    /// By which the subscribers in `by_topic` and the events in their queues were chosen.
+    rules: Arc<Rules>,
 }
 
-/// Which subscribers may want records of a topic, as far as it was looked up since they changed last.
+/// Which subscribers may want, and may receive, records of a topic, as far as it was looked up since they or the rules
+/// changed last.
 #[derive(Debug, Default)]
 struct ByTopic {
     interested: HashMap<Box<str>, Arc<[Arc<Subscriber>]>>,
@@ -78,11 +86,14 @@ impl ByTopic {
 #[derive(Debug)]
 pub(super) struct Hub {
     pub(super) journal: Journal,
+    pub(super) access: Arc<Access>,
     pub(super) encoder: Encoder,
     pub(super) reads: Arc<Semaphore>,
     pub(super) totals: Totals,
     limits: Limits,
     table: Mutex<Table>,
+    /// Of the rules in `table`; changed only while that is locked.
+    rules_version: AtomicU64,
     next_id: AtomicU64,
     alarm: Arc<Alarm>,
     stopped: AtomicBool,
@@ -145,22 +156,28 @@ impl Hub {
     /// A hub at the durable end of `journal`, and its follower.
     pub(super) fn start(
         journal: Journal,
+        access: Arc<Access>,
         encoder: Encoder,
         limits: Limits,
     ) -> std::io::Result<(Arc<Self>, Follower)> {
+        // Before the rules themselves: if they change in between, they are taken once more.
+        let rules_version = access.rules_version();
         let table = Table {
             position: journal.durable_end(),
             subscribers: BTreeMap::new(),
             live: 0,
             by_topic: ByTopic::default(),
+            rules: access.rules(),
         };
         let hub = Arc::new(Self {
             journal,
+            access,
             encoder,
             reads: Arc::new(Semaphore::new(CATCH_UP_READS_MAX)),
             totals: Totals::default(),
             limits,
             table: Mutex::new(table),
+            rules_version: AtomicU64::new(rules_version),
             next_id: AtomicU64::new(1),
             alarm: Arc::default(),
             stopped: AtomicBool::new(false),
@@ -186,11 +203,12 @@ impl Hub {
     pub(super) fn subscribe(
         self: &Arc<Self>,
         kind: Kind,
+        caller: Caller,
         interest: Interest,
         from: Offset,
     ) -> Result<(Subscription, mpsc::Receiver<Utf8Bytes>), TooManySubscribers> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let (subscriber, frames) = Subscriber::new(id, kind, interest, from);
+        let (subscriber, frames) = Subscriber::new(id, kind, caller, interest, from);
         let mut table = self.table();
         if table.subscribers.len() >= self.limits.subscribers_max {
             self.totals.refused.fetch_add(1, Ordering::Relaxed);
@@ -245,8 +263,36 @@ impl Hub {
         }
     }
 
+    /// Judges anew if the rules have changed: forgets who may receive what, and lets those whom the rules concern read
+    /// again what was queued for them. Costs two loads where nothing has changed.
+    pub(super) fn check_rules(&self) {
+        if self.rules_version.load(Ordering::Acquire) != self.access.rules_version() {
+            self.take_rules(&mut self.table());
+        }
+    }
+
+    fn take_rules(&self, table: &mut Table) {
+        let version = self.access.rules_version();
+        if self.rules_version.load(Ordering::Acquire) == version {
+            return;
+        }
+        table.rules = self.access.rules();
+        table.by_topic.clear();
+        for subscriber in table.subscribers.values().filter(|known| !known.caller.is_above_rules()) {
+            let mut state = subscriber.state();
+            let was_live = matches!(state.phase, Phase::Live { .. });
+            if state.give_up_queue() {
+                table.live -= usize::from(was_live);
+                drop(state);
+                subscriber.wake.notify_one();
+            }
+        }
+        self.rules_version.store(version, Ordering::Release);
+    }
+
     /// Changes what a subscriber wants. `change` gets the interest and up to where the subscriber has come, and
-    /// returns the offset to go back to, if any. Frames already queued are still delivered.
+    /// returns the offset to go back to, if any. What is queued is given up and read again by the new interest, for
+    /// which it does not count as given.
     pub(super) fn change_interest(
         &self,
         subscriber: &Subscriber,
@@ -255,20 +301,21 @@ impl Hub {
         let mut table = self.table();
         table.by_topic.clear();
         let mut state = subscriber.state();
-        let (position, live) = match state.phase {
-            Phase::Live { from } => (table.position.max(from), true),
-            Phase::CatchingUp(next) => (next, false),
+        let was_live = matches!(state.phase, Phase::Live { .. });
+        state.give_up_queue();
+        let position = match state.phase {
+            Phase::Live { from } => table.position.max(from),
+            Phase::CatchingUp(next) => next,
         };
         let mut interest = Interest::clone(&state.interest);
         if let Some(back) = change(&mut interest, position)
             && back < position
         {
             state.phase = Phase::CatchingUp(back);
-            if live {
-                table.live -= 1;
-            }
         }
         state.interest = Arc::new(interest);
+        let is_live = matches!(state.phase, Phase::Live { .. });
+        table.live -= usize::from(was_live && !is_live);
         drop(state);
         subscriber.wake.notify_one();
     }
@@ -290,8 +337,9 @@ impl Hub {
 
     /// How many subscribers may get records of `topic` now.
     pub(super) fn interested(&self, topic: TopicName<'_>) -> usize {
-        let table = self.table();
-        table.subscribers.values().filter(|subscriber| subscriber.state().interest.may_want(topic)).count()
+        let mut table = self.table();
+        self.take_rules(&mut table);
+        table.subscribers.values().filter(|subscriber| table.is_for(subscriber, topic)).count()
     }
 
     /// How many subscribers have exactly this filter.
@@ -333,6 +381,7 @@ impl Hub {
     /// Gives one batch to the live subscribers.
     fn deliver(&self, batch: &Batch) {
         let mut table = self.table();
+        self.take_rules(&mut table);
         if batch.base() > table.position {
             // Trimmed under the follower: each subscriber finds the gap, and tells it, on its own.
             self.all_catch_up(&mut table);
@@ -433,16 +482,17 @@ impl Hub {
 }
 
 impl Table {
+    /// Whether `subscriber` may want records of `topic` and may receive them.
+    fn is_for(&self, subscriber: &Subscriber, topic: TopicName<'_>) -> bool {
+        subscriber.state().interest.may_want(topic) && subscriber.caller.may_receive(&self.rules, topic)
+    }
+
     fn interested(&mut self, topic: TopicName<'_>) -> Arc<[Arc<Subscriber>]> {
         if let Some(known) = self.by_topic.interested.get(topic.as_str()) {
             return Arc::clone(known);
         }
-        let interested: Arc<[_]> = self
-            .subscribers
-            .values()
-            .filter(|subscriber| subscriber.state().interest.may_want(topic))
-            .cloned()
-            .collect();
+        let wanting = self.subscribers.values().filter(|subscriber| self.is_for(subscriber, topic));
+        let interested: Arc<[_]> = wanting.cloned().collect();
         self.by_topic.insert(topic, &interested);
         interested
     }

@@ -1,7 +1,8 @@
-//! Who may use the gateway.
+//! Who may use the gateway, and who that is.
 //!
-//! The rule is the MQTT listener's: an address that may connect without credentials, the operator token, or a
-//! username and password. Two things are different in HTTP, because a browser carries a stranger's wishes:
+//! The rule is the MQTT listener's: an address that may connect without credentials, the operator token, a username
+//! and password, or a JSON Web Token where MQTT takes them. What who is let in may do is decided in `permit`. Two
+//! things are different in HTTP, because a browser carries a stranger's wishes:
 //!
 //! - A web page of another origin must not act with the trust that this machine has. Whatever a browser sends of
 //!   itself (an address, a remembered password) counts only from our own page or an allowed origin. A token is
@@ -22,12 +23,13 @@ use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use subtle::ConstantTimeEq as _;
-use tidegate_broker::auth::{Access, Denied, Login};
+use tidegate_broker::auth::{Access, Denied, Identity, Login};
 use tidegate_broker::record::Timestamp;
 use tidegate_broker::server::{ForeignOrigin, Provenance, WebRules};
 use tokio::sync::Semaphore;
 
 use super::Config;
+use super::caller::Caller;
 use super::reply::Refusal;
 use super::routes::App;
 
@@ -35,7 +37,7 @@ use super::routes::App;
 const PASSWORD_CHECKS_MAX: usize = 2;
 /// An address of nobody (RFC 5737): whoever may connect from it without credentials, everybody may.
 const SOMEBODY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-/// What stands in for the Client Identifier.
+/// What stands in for the Client Identifier, also as the id of a device that has no credentials.
 const CLIENT: &str = "http";
 const FORWARDING: [HeaderName; 3] =
     [header::FORWARDED, HeaderName::from_static("x-forwarded-for"), HeaderName::from_static("x-real-ip")];
@@ -44,17 +46,10 @@ const FORWARDING: [HeaderName; 3] =
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
-/// Whether the request came with the right to see details. `/health` answers everybody.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Caller {
-    Trusted,
-    Stranger,
-}
-
 /// The rules.
 #[derive(Debug)]
 pub(super) struct Guard {
-    access: Arc<Access>,
+    pub(super) access: Arc<Access>,
     operator_token: Option<String>,
     allowed_origins: Vec<String>,
     allowed_hosts: Vec<String>,
@@ -72,7 +67,7 @@ enum Credentials {
     Malformed,
 }
 
-/// Why a password does not let in.
+/// Why a password or a JSON Web Token does not let in.
 #[derive(Debug)]
 enum PasswordError {
     NothingToCheckAgainst,
@@ -105,19 +100,30 @@ impl Guard {
         self.web.peer(peer, provenance)
     }
 
-    /// Lets the request in, or says why not.
-    async fn admit(&self, peer: IpAddr, headers: &HeaderMap, uri: &Uri) -> Result<(), Refusal> {
+    /// Lets the request in and says who sent it, or says why not.
+    async fn admit(&self, peer: IpAddr, headers: &HeaderMap, uri: &Uri) -> Result<Caller, Refusal> {
         match credentials(headers, uri) {
-            // The token is no part of what a browser adds by itself, so the page's origin does not matter.
-            Credentials::Token(token) => self.check_token(&token),
+            // A token is no part of what a browser adds by itself, so the page's origin does not matter.
+            Credentials::Token(token) => {
+                if self.is_operator_token(token.as_bytes()) {
+                    return Ok(Caller::Operator);
+                }
+                match self.check_password(peer, None, token.into_bytes()).await {
+                    Ok(identity) => Ok(Caller::Client(identity)),
+                    Err(PasswordError::NothingToCheckAgainst) => {
+                        Err(unauthorized("bad_credentials", "the token is not the operator token"))
+                    }
+                    Err(PasswordError::Refused(refusal)) => Err(refusal),
+                }
+            }
             Credentials::Password(username, password) => {
                 self.check_origin(headers)?;
                 // Any username goes with the token, so that a browser's own dialogue can be used to enter it.
-                if std::str::from_utf8(&password).is_ok_and(|token| self.check_token(token).is_ok()) {
-                    return Ok(());
+                if self.is_operator_token(&password) {
+                    return Ok(Caller::Operator);
                 }
-                match self.check_password(username, password).await {
-                    Ok(()) => Ok(()),
+                match self.check_password(peer, Some(username), password).await {
+                    Ok(identity) => Ok(Caller::Client(identity)),
                     Err(PasswordError::NothingToCheckAgainst) => self.check_address(peer, headers),
                     Err(PasswordError::Refused(refusal)) => Err(refusal),
                 }
@@ -128,40 +134,38 @@ impl Guard {
                 "the Authorization header is neither \"Bearer TOKEN\" nor HTTP Basic",
             )),
             Credentials::None => {
-                self.check_address(peer, headers)?;
-                self.check_origin(headers)
+                let caller = self.check_address(peer, headers)?;
+                self.check_origin(headers)?;
+                Ok(caller)
             }
         }
     }
 
-    fn check_token(&self, token: &str) -> Result<(), Refusal> {
-        let right = self
-            .operator_token
-            .as_ref()
-            .is_some_and(|known| bool::from(known.as_bytes().ct_eq(token.as_bytes())));
-        if right {
-            Ok(())
-        } else {
-            Err(unauthorized("bad_credentials", "the token is not the operator token"))
-        }
+    fn is_operator_token(&self, token: &[u8]) -> bool {
+        self.operator_token.as_ref().is_some_and(|known| bool::from(known.as_bytes().ct_eq(token)))
     }
 
-    /// Asks for somebody at no address, so that only the password can be the reason to let in: where no passwords
-    /// are configured, what was sent counts for nothing and the address decides.
-    async fn check_password(&self, username: String, password: Vec<u8>) -> Result<(), PasswordError> {
+    /// Who proves with a password, or a JSON Web Token in its place, who they are. Whoever is let in namelessly was let
+    /// in for the address: there is nothing to check what was sent against, and it counts for nothing.
+    async fn check_password(
+        &self,
+        peer: IpAddr,
+        username: Option<String>,
+        password: Vec<u8>,
+    ) -> Result<Identity, PasswordError> {
         let _turn = self.password_checks.acquire().await;
         let access = Arc::clone(&self.access);
         let check = move || {
             let login = Login {
-                username: Some(&username),
+                username: username.as_deref(),
                 password: Some(&password),
-                ..Login::anonymous(SOMEBODY, CLIENT)
+                ..Login::anonymous(peer, CLIENT)
             };
             access.connect(&login, now())
         };
         match tokio::task::spawn_blocking(check).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(Denied::NotAuthorised)) => Err(PasswordError::NothingToCheckAgainst),
+            Ok(Ok(identity)) if identity.name().is_some() => Ok(identity),
+            Ok(Ok(_) | Err(Denied::NotAuthorised)) => Err(PasswordError::NothingToCheckAgainst),
             Ok(Err(denied @ Denied::BadCredentials)) => {
                 Err(PasswordError::Refused(unauthorized("bad_credentials", &denied.to_string())))
             }
@@ -174,19 +178,21 @@ impl Guard {
         }
     }
 
-    fn check_address(&self, peer: IpAddr, headers: &HeaderMap) -> Result<(), Refusal> {
-        if self.access.connect(&Login::anonymous(SOMEBODY, CLIENT), now()).is_ok() {
-            return Ok(());
+    /// Who may do without credentials. Who comes from loopback and may be anybody is nobody on this machine.
+    fn check_address(&self, peer: IpAddr, headers: &HeaderMap) -> Result<Caller, Refusal> {
+        let forwarded = FORWARDING.iter().any(|name| headers.contains_key(name));
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let direct = !forwarded && self.is_this_machine(host);
+        let counts = if direct || !peer.is_loopback() { peer } else { SOMEBODY };
+        let anonymous = |address| self.access.connect(&Login::anonymous(address, CLIENT), now());
+        if let Ok(identity) = anonymous(counts) {
+            return Ok(Caller::Client(identity));
         }
-        if self.access.connect(&Login::anonymous(peer, CLIENT), now()).is_err() {
+        if anonymous(peer).is_err() {
             return Err(unauthorized("unauthorized", "credentials are needed from this address"));
         }
-        if FORWARDING.iter().any(|name| headers.contains_key(name)) {
+        if forwarded {
             return Err(unauthorized("unauthorized", "credentials are needed through a proxy"));
-        }
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-        if self.is_this_machine(host) {
-            return Ok(());
         }
         Err(Refusal::new(
             StatusCode::FORBIDDEN,
@@ -241,12 +247,12 @@ impl Guard {
     }
 }
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX))
 }
 
-fn unauthorized(code: &'static str, reason: &str) -> Refusal {
+pub(super) fn unauthorized(code: &'static str, reason: &str) -> Refusal {
     let detail = format!(
         "{reason}; send the operator token (the file operator-token in the data folder) as \
          \"Authorization: Bearer TOKEN\" or ?token=TOKEN, or a username and password with HTTP Basic"
@@ -304,11 +310,15 @@ pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
     }
     let peer = request.extensions().get::<Peer>().map_or(SOMEBODY, |peer| peer.0.ip().to_canonical());
     let admitted = guard.admit(peer, request.headers(), request.uri()).await;
+    let path = request.uri().path();
     let caller = match admitted {
-        Ok(()) => Caller::Trusted,
-        Err(_) if is_open(request.uri().path()) => Caller::Stranger,
+        Ok(caller) => caller,
+        Err(_) if is_open(path) => Caller::Stranger,
         Err(refusal) => return with_cross_origin(refusal.into_response(), cross_origin),
     };
+    if let Err(refusal) = guard.may_open(&caller, path) {
+        return with_cross_origin(refusal.into_response(), cross_origin);
+    }
     request.extensions_mut().insert(caller);
     with_cross_origin(next.run(request).await, cross_origin)
 }
@@ -416,13 +426,14 @@ mod tests {
 
     #[test]
     fn only_the_whole_token_is_right() {
-        let check =
-            |token: &str, expected| assert_eq!(guard().check_token(token).is_ok(), expected, "{token}");
+        let check = |token: &str, expected| {
+            assert_eq!(guard().is_operator_token(token.as_bytes()), expected, "{token}")
+        };
         check("0123456789abcdef", true);
         check("0123456789abcde", false);
         check("0123456789abcdeF", false);
         check("", false);
         let without = Guard::new(&Config::default(), Arc::default(), Some(String::new()));
-        assert!(without.check_token("").is_err());
+        assert!(!without.is_operator_token(b""));
     }
 }

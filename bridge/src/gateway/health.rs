@@ -2,8 +2,8 @@
 //!
 //! The appliance is `healthy` when everything works, `degraded` when something is away but data is accepted and
 //! kept (a sink that is away is lag, never loss), `unhealthy` when it cannot accept and keep data. Only the last
-//! is answered with 503, so a probe does not restart an appliance because Kafka is away. Whoever comes without
-//! credentials, where they are needed, learns the status and nothing else.
+//! is answered with 503, so a probe does not restart an appliance because Kafka is away. Devices, and whoever comes
+//! without credentials where they are needed, learn the status and nothing else.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use serde_json::{Map, Value, json};
 use tidegate_broker::journal;
 use tidegate_broker::record::Timestamp;
 
+use super::caller::Caller;
 use super::encode::rfc3339;
-use super::guard::Caller;
 use super::reply;
 use super::routes::App;
 use crate::health::{Part, State as PartState};
@@ -123,9 +123,8 @@ pub(super) async fn health(State(app): State<Arc<App>>, Extension(caller): Exten
     body.insert("service".into(), app.config.service_name.as_str().into());
     body.insert("realtime_enabled".into(), true.into());
     body.insert("websocket_enabled".into(), true.into());
-    match caller {
-        Caller::Stranger => {}
-        Caller::Trusted => add_details(&app, &journal, &mut body),
+    if app.guard.is_operator(&caller) {
+        add_details(&app, &journal, &mut body);
     }
     reply::json(status.http(), &body)
 }

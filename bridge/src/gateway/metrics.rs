@@ -68,7 +68,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
 #[rustfmt::skip]
 fn broker(app: &App, out: &mut Exposition) {
     use Type::{Counter, Gauge};
-    let stats = app.publisher.stats();
+    let (stats, denials) = (app.publisher.stats(), app.guard.access.denials());
     out.one("tidegate_mqtt_connections", Gauge, "Open MQTT connections.", stats.connections);
     out.one("tidegate_mqtt_connections_total", Counter, "MQTT connections accepted.", stats.connections_total);
     out.one("tidegate_mqtt_connections_refused_total", Counter, "MQTT connections refused.", stats.connections_refused_total);
@@ -82,8 +82,8 @@ fn broker(app: &App, out: &mut Exposition) {
         &by_transport(|stats| stats.handshake_failures_total));
     out.one("tidegate_mqtt_sessions_connected", Gauge, "MQTT sessions whose client is connected.", stats.sessions_connected);
     out.one("tidegate_mqtt_logins_failed_total", Counter, "MQTT connections refused for who they are.", stats.logins_failed_total);
-    out.one("tidegate_mqtt_publishes_denied_total", Counter, "Publishes and Wills that the rules did not allow.", stats.publishes_denied_total);
-    out.one("tidegate_mqtt_subscriptions_denied_total", Counter, "Subscriptions of which the rules allow to receive nothing.", stats.subscriptions_denied_total);
+    out.one("tidegate_mqtt_publishes_denied_total", Counter, "Publishes and Wills that the rules did not allow, over MQTT or HTTP.", denials.publishes);
+    out.one("tidegate_mqtt_subscriptions_denied_total", Counter, "Subscriptions of which the rules allow to receive nothing, over MQTT or HTTP.", denials.subscriptions);
     out.one("tidegate_mqtt_logins_unchecked_total", Counter, "MQTT connections refused unchecked, after many failed logins from their address.", stats.logins_unchecked_total);
     out.one("tidegate_mqtt_credentials_expired_total", Counter, "MQTT connections closed because their token had expired.", stats.credentials_expired_total);
     out.one("tidegate_mqtt_sessions", Gauge, "MQTT sessions, connected or not.", stats.sessions);

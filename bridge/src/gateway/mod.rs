@@ -2,11 +2,13 @@
 //!
 //! The gateway reads the one journal like everybody else; nothing beyond the durable end is ever sent, and what is
 //! published through it goes the way of every MQTT publish. What happens at each limit stands beside it in
-//! [`Config`]. Who may use it is decided in `guard`, by the same rule as for MQTT.
+//! [`Config`]. Who may use it is decided in `guard`, and what for in `permit` and `caller`, by the same rules as for
+//! MQTT.
 //!
 //! In the order of a request: `serve` holds the sockets, `guard` lets in, `routes` finds the handler; `events`,
 //! `subscription` and `interest` are the fan-out that `sse` and `websocket` put on the wire with `encode`.
 
+mod caller;
 mod encode;
 mod envelope;
 mod events;
@@ -17,6 +19,7 @@ mod metrics;
 mod mqtt;
 mod operator;
 mod page;
+mod permit;
 mod publish;
 mod reply;
 mod resume;
@@ -210,7 +213,7 @@ pub struct Wiring {
     pub certificates: Option<Arc<Certificates>>,
     /// Where WebSockets at `/mqtt` go, and where else MQTT is accepted; without it `/mqtt` is answered 503.
     pub mqtt: Option<Mqtt>,
-    /// Who may connect, by address and password: the rule of the MQTT listener.
+    /// Who may connect, and what for: the rules of the MQTT listener.
     pub access: Arc<Access>,
     /// The token that lets an operator in from anywhere: see [`operator_token`].
     pub operator_token: Option<String>,
@@ -289,7 +292,8 @@ pub async fn start(config: Config, wiring: Wiring) -> Result<Gateway, StartError
         events::Limits { subscribers_max: config.subscribers_max, queue_bytes_max: config.queue_bytes_max };
     let encoder = encode::Encoder::new(wiring.journal.id(), &config.service_name);
     let (hub, follower) =
-        events::Hub::start(wiring.journal.clone(), encoder, limits).map_err(StartError::Thread)?;
+        events::Hub::start(wiring.journal.clone(), Arc::clone(&wiring.access), encoder, limits)
+            .map_err(StartError::Thread)?;
     let guard = guard::Guard::new(&config, Arc::clone(&wiring.access), wiring.operator_token.clone());
     let (draining, drain) = watch::channel(false);
     let app = Arc::new(routes::App {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::body::{Body, to_bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::ws::Utf8Bytes;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use tidegate_broker::server::{Handle, LocalPublish, PublishError, Stats};
 use tidegate_broker::topic::TopicName;
 use tokio::sync::oneshot;
 
+use super::caller::Caller;
 use super::envelope;
 use super::reply::{self, Refusal};
 use super::routes::App;
@@ -56,6 +57,7 @@ pub(super) struct Wishes {
 /// `POST /realtime/topic/{topic...}`: any body.
 pub(super) async fn topic(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     topic: Result<Path<String>, PathRejection>,
     query: Result<Query<Wishes>, QueryRejection>,
     headers: HeaderMap,
@@ -65,7 +67,7 @@ pub(super) async fn topic(
     let Query(wishes) = query.map_err(|error| Refusal::bad_request("bad_query", error.body_text()))?;
     let qos = qos(wishes.qos.as_deref())?;
     let retain = flag("retain", wishes.retain.as_deref())?;
-    check_topic(&topic)?;
+    app.guard.may_publish(&caller, check_topic(&topic)?)?;
     let payload = read_body(&app, &headers, body).await?;
     let properties = content_type(&headers);
     let publish =
@@ -79,6 +81,7 @@ pub(super) async fn topic(
 /// `POST /ingest`: one JSON object, published to the configured topic.
 pub(super) async fn ingest(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
@@ -87,6 +90,8 @@ pub(super) async fn ingest(
         let detail = "No produce topic configured: set http.ingest_topic";
         return Err(Refusal::unavailable("no_ingest_topic", detail, REFUSED_RETRY_S));
     }
+    let name = TopicName::new(&topic).map_err(|error| refusal(PublishError::Topic(error)))?;
+    app.guard.may_publish(&caller, name)?;
     let payload = read_body(&app, &headers, body).await?;
     json_object(&payload)?;
     let properties = content_type(&headers);
@@ -101,9 +106,11 @@ pub(super) async fn ingest(
 /// neither stored nor sent to anybody else.
 pub(super) async fn broadcast(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
+    app.guard.may_broadcast(&caller)?;
     let payload = read_body(&app, &headers, body).await?;
     let object = json_object(&payload)?;
     let frame = Utf8Bytes::from(envelope::frame("broadcast", &object, None));
@@ -150,12 +157,12 @@ fn refusal(error: PublishError) -> Refusal {
 }
 
 /// Topics that begin with `$` belong to the broker [MQTT-4.7.2-1].
-fn check_topic(topic: &str) -> Result<(), Refusal> {
+fn check_topic(topic: &str) -> Result<TopicName<'_>, Refusal> {
     let name = TopicName::new(topic).map_err(|error| Refusal::bad_request("bad_topic", error.to_string()))?;
     if name.is_system() {
         return Err(Refusal::bad_request("bad_topic", "topics that begin with $ belong to the broker"));
     }
-    Ok(())
+    Ok(name)
 }
 
 fn qos(text: Option<&str>) -> Result<Qos, Refusal> {

@@ -6,13 +6,16 @@
 //! (`?status=message` sends it unnamed, `?status=off` not at all). It carries the id of the place that was
 //! reached, so that a browser with a narrow filter does not come back to a place long gone. `gap` events tell
 //! what was trimmed before it could be sent; an `error` event tells why the stream ends.
+//!
+//! Every filter that is asked for must have something in it for the caller, and only what the caller may receive is
+//! sent; without a filter, that is all of it.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Query, State};
+use axum::extract::{Extension, Query, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
@@ -22,6 +25,7 @@ use tidegate_broker::record::Offset;
 use tidegate_broker::topic::TopicFilter;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
+use super::caller::Caller;
 use super::encode::Form;
 use super::interest::Interest;
 use super::reply::Refusal;
@@ -35,6 +39,9 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// A comment at least this often keeps proxies from closing a quiet stream.
 const KEEP_ALIVE_MAX: Duration = Duration::from_secs(15);
 
+/// Why a stream ends whose caller was let in for a while.
+pub(super) const EXPIRED: &str = "the token has expired: come again with a new one";
+
 /// How `status_update` comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StatusEvents {
@@ -43,7 +50,7 @@ enum StatusEvents {
     Off,
 }
 
-/// What the query and the headers ask for.
+/// What the query and the headers ask for; without filters, everything.
 #[derive(Debug, PartialEq, Eq)]
 struct Wishes {
     filters: Vec<TopicFilter>,
@@ -71,9 +78,6 @@ impl Wishes {
         if let Some(id) = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
             let id = id.to_str().unwrap_or("?");
             last = Some(From::parse_id(id).map_err(bad_from)?);
-        }
-        if filters.is_empty() {
-            filters.push(parse_filter("#")?);
         }
         if filters.len() > filters_max {
             let detail = format!("at most {filters_max} filters (http.filters_max)");
@@ -105,11 +109,16 @@ fn parse_status(text: &str) -> Result<StatusEvents, Refusal> {
 /// `GET /stream/events?filter=a/+/b&from=oldest|end|OFFSET|-N&last_event_id=OFFSET&status=event|message|off`
 pub(super) async fn events(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     query: Result<Query<Vec<(String, String)>>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let Query(query) = query.map_err(|error| Refusal::bad_request("bad_query", error.body_text()))?;
-    let wishes = Wishes::read(query, &headers, app.config.filters_max)?;
+    let mut wishes = Wishes::read(query, &headers, app.config.filters_max)?;
+    wishes.filters.iter().try_for_each(|filter| app.guard.may_subscribe(&caller, filter))?;
+    if wishes.filters.is_empty() {
+        wishes.filters.push(parse_filter("#")?);
+    }
     if app.is_draining() {
         return Err(Refusal::unavailable("stopping", "the gateway is stopping", 5));
     }
@@ -123,7 +132,7 @@ pub(super) async fn events(
     }
     let (subscription, _) = app
         .hub
-        .subscribe(Kind::EventStream, interest, beginning.from)
+        .subscribe(Kind::EventStream, caller, interest, beginning.from)
         .map_err(|error| Refusal::unavailable("too_many_subscribers", error.to_string(), 5))?;
     let stream = EventStream::new(app, subscription, wishes.status, beginning);
     let body = stream::unfold(stream, |mut stream| async move {
@@ -176,9 +185,14 @@ impl EventStream {
             return None;
         }
         loop {
+            let subscriber = Arc::clone(self.subscription.subscriber());
             let delivery = tokio::select! {
                 biased;
                 () = self.drain.begun() => return None,
+                () = subscriber.caller.expired() => {
+                    self.ended = true;
+                    return Some(error_event(EXPIRED).into());
+                }
                 delivery = self.subscription.next() => Some(delivery),
                 _ = self.ticks.tick() => None,
             };
@@ -193,7 +207,7 @@ impl EventStream {
                 Some(Delivery::Failed(error)) => {
                     tracing::error!(%error, "an event stream ends");
                     self.ended = true;
-                    return Some(format!("event: error\ndata: {}\n\n", json!({ "error": error })).into());
+                    return Some(error_event(&error).into());
                 }
             }
         }
@@ -211,7 +225,7 @@ impl EventStream {
             StatusEvents::Off => return (out + "\n").into(),
         };
         out.push_str(status);
-        out.push_str(&self.app.status_update());
+        out.push_str(&self.app.status_update(&self.subscription.subscriber().caller));
         out.push_str("\n\n");
         out.into()
     }
@@ -228,6 +242,11 @@ fn join(mut events: Vec<Bytes>) -> Option<Bytes> {
             Some(joined.freeze())
         }
     }
+}
+
+/// Tells why the stream ends.
+fn error_event(error: &str) -> String {
+    format!("event: error\ndata: {}\n\n", json!({ "error": error }))
 }
 
 /// Tells that the entries of `from..to` are gone. Its id is the last of them, so that it is told once.
@@ -268,8 +287,7 @@ mod tests {
 
     #[test]
     fn filters_are_checked_and_limited() {
-        let all = wishes(&[], None).unwrap();
-        assert_eq!(all.filters, [TopicFilter::new("#").unwrap()]);
+        assert_eq!(wishes(&[], None).unwrap().filters, []);
         assert_eq!(wishes(&[("filter", "a/+"), ("filter", "b")], None).unwrap().filters.len(), 2);
         let code = |query: &[(&str, &str)]| wishes(query, None).unwrap_err().code;
         assert_eq!(code(&[("filter", "a/#/b")]), "bad_filter");

@@ -10,6 +10,7 @@ use axum::response::Response;
 use serde_json::{Map, Value, json};
 use tidegate_broker::record::Timestamp;
 
+use super::caller::Caller;
 use super::encode::rfc3339;
 use super::reply;
 use super::routes::App;
@@ -63,8 +64,16 @@ impl App {
         })
     }
 
-    /// The body of a `status_update` event, one line.
-    pub(super) fn status_update(&self) -> Arc<str> {
+    /// The body of a `status_update` event, one line. Who is no operator learns what `/health` tells everybody.
+    pub(super) fn status_update(&self, caller: &Caller) -> Arc<str> {
+        if !self.guard.is_operator(caller) {
+            let data = json!({
+                "service_name": self.config.service_name,
+                "realtime_enabled": true,
+                "websocket_enabled": true,
+            });
+            return json!({"type": "status_update", "data": data, "timestamp": null}).to_string().into();
+        }
         let mut cache = self.status.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((since, update)) = &*cache
             && since.elapsed() < CACHE_FOR

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tidegate_broker::record::{Offset, Timestamp};
 use tokio::sync::{Notify, mpsc};
 
+use super::caller::Caller;
 use super::encode;
 use super::interest::Interest;
 
@@ -61,14 +62,25 @@ impl State {
         self.queue.front().map(|(offset, _)| *offset)
     }
 
+    /// How many events wait.
+    #[cfg(test)]
+    pub(super) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Gives up what is queued, if anything is, and goes back to the first of it; says whether it did.
+    pub(super) fn give_up_queue(&mut self) -> bool {
+        let Some(first) = self.first_queued() else { return false };
+        self.queue = VecDeque::new();
+        self.queued_bytes = 0;
+        self.phase = Phase::CatchingUp(first);
+        true
+    }
+
     /// Queues a live event; when it does not fit, gives up the queue and says so.
     pub(super) fn push(&mut self, offset: Offset, event: Bytes, bytes_max: usize) -> Pushed {
         let cost = event.len() + QUEUED_EVENT_BYTES;
-        if !self.queue.is_empty() && self.queued_bytes + cost > bytes_max {
-            let from = self.first_queued().unwrap_or(offset);
-            self.queue = VecDeque::new();
-            self.queued_bytes = 0;
-            self.phase = Phase::CatchingUp(from);
+        if self.queued_bytes + cost > bytes_max && self.give_up_queue() {
             return Pushed::FellBehind;
         }
         self.queued_bytes += cost;
@@ -88,6 +100,7 @@ pub(super) enum Pushed {
 pub(super) struct Subscriber {
     pub(super) id: u64,
     pub(super) kind: Kind,
+    pub(super) caller: Caller,
     pub(super) connected_at: Timestamp,
     pub(super) delivered: AtomicU64,
     pub(super) wake: Notify,
@@ -100,6 +113,7 @@ impl Subscriber {
     pub(super) fn new(
         id: u64,
         kind: Kind,
+        caller: Caller,
         interest: Interest,
         from: Offset,
     ) -> (Arc<Self>, mpsc::Receiver<Utf8Bytes>) {
@@ -117,6 +131,7 @@ impl Subscriber {
         let subscriber = Self {
             id,
             kind,
+            caller,
             connected_at: encode::now(),
             delivered: AtomicU64::new(0),
             wake: Notify::new(),

@@ -1,8 +1,8 @@
 //! One subscriber's own side: takes what the follower queued, or reads the journal until it has caught up.
 //!
-//! Reading happens in bounded chunks on a blocking thread, a few subscribers at a time. While a chunk is being
-//! read the interest does not change: [`Subscription::change_interest`] waits for the chunk first. Every method
-//! may be cancelled at an await and called again.
+//! Reading happens in bounded chunks on a blocking thread, a few subscribers at a time. What was read by an interest
+//! or by rules that have changed since counts for nothing and is read again. Every method may be cancelled at an
+//! await and called again.
 
 use std::fmt;
 use std::pin::Pin;
@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tidegate_broker::journal::Reader;
 use tidegate_broker::record::{Entry, Offset};
 
+use super::caller::{Caller, Verdicts};
 use super::events::Hub;
 use super::interest::Interest;
 use super::subscriber::{Phase, Subscriber};
@@ -38,8 +39,14 @@ pub(super) enum Delivery {
     Failed(String),
 }
 
-struct Chunk {
+/// What is kept from one chunk to the next.
+struct Source {
     reader: Reader,
+    verdicts: Verdicts,
+}
+
+struct Chunk {
+    source: Source,
     next: Offset,
     delivery: Delivery,
     /// The durable end was reached.
@@ -52,10 +59,8 @@ type Reading = Pin<Box<dyn Future<Output = Result<Chunk, String>> + Send>>;
 pub(super) struct Subscription {
     hub: Arc<Hub>,
     subscriber: Arc<Subscriber>,
-    reader: Option<Reader>,
+    source: Option<Source>,
     reading: Option<Reading>,
-    /// Read from this place on and finished early because the interest was to change; comes first.
-    finished: Option<(Offset, Delivery)>,
     /// Set after a chunk that ended before the durable end: there is no need to ask the hub.
     far_behind: bool,
 }
@@ -68,7 +73,7 @@ impl fmt::Debug for Subscription {
 
 impl Subscription {
     pub(super) fn new(hub: Arc<Hub>, subscriber: Arc<Subscriber>) -> Self {
-        Self { hub, subscriber, reader: None, reading: None, finished: None, far_behind: false }
+        Self { hub, subscriber, source: None, reading: None, far_behind: false }
     }
 
     /// What the hub knows of it.
@@ -78,19 +83,18 @@ impl Subscription {
 
     /// Every wanted record before it has come out of [`Subscription::next`].
     pub(super) fn position(&self) -> Offset {
-        let position = self.hub.position(&self.subscriber);
-        self.finished.as_ref().map_or(position, |(from, _)| position.min(*from))
+        self.hub.position(&self.subscriber)
     }
 
     /// Waits for what comes next.
     pub(super) async fn next(&mut self) -> Delivery {
         loop {
-            if let Some((_, delivery)) = self.finished.take() {
-                return self.counted(delivery);
-            }
             if self.reading.is_some() {
                 let delivery = self.finish_reading().await;
                 return self.counted(delivery);
+            }
+            if !self.subscriber.caller.is_above_rules() {
+                self.hub.check_rules();
             }
             let (events, phase) = {
                 let mut state = self.subscriber.state();
@@ -111,15 +115,8 @@ impl Subscription {
     }
 
     /// Changes what is wanted: see [`Hub::change_interest`].
-    pub(super) async fn change_interest(
-        &mut self,
-        change: impl FnOnce(&mut Interest, Offset) -> Option<Offset>,
-    ) {
-        if self.reading.is_some() {
-            let from = self.hub.position(&self.subscriber);
-            let delivery = self.finish_reading().await;
-            self.finished = Some((from, delivery));
-        }
+    pub(super) fn change_interest(&mut self, change: impl FnOnce(&mut Interest, Offset) -> Option<Offset>) {
+        self.reading = None;
         self.hub.change_interest(&self.subscriber, change);
         self.far_behind = false;
     }
@@ -139,7 +136,12 @@ impl Subscription {
         self.reading = None;
         match chunk {
             Ok(chunk) => {
-                self.reader = Some(chunk.reader);
+                let current = self.subscriber.caller.is_above_rules()
+                    || chunk.source.verdicts.are_current(&self.hub.access);
+                self.source = Some(chunk.source);
+                if !current {
+                    return Delivery::Events(Vec::new());
+                }
                 self.far_behind = !chunk.at_end;
                 self.subscriber.state().phase = Phase::CatchingUp(chunk.next);
                 chunk.delivery
@@ -153,13 +155,13 @@ impl Subscription {
 
     fn read(&mut self, next: Offset) -> Reading {
         let (hub, interest) = (Arc::clone(&self.hub), Arc::clone(&self.subscriber.state().interest));
-        let reader = self.reader.take();
+        let (source, subscriber) = (self.source.take(), Arc::clone(&self.subscriber));
         Box::pin(async move {
             let permit = Arc::clone(&hub.reads).acquire_owned().await;
             let read = tokio::task::spawn_blocking(move || {
                 let _permit = permit;
-                let reader = reader.unwrap_or_else(|| hub.journal.reader(next));
-                read_chunk(&hub, reader, &interest, next)
+                let source = Source::at(next, source, &hub, &subscriber.caller);
+                read_chunk(&hub, source, &subscriber.caller, &interest, next)
             });
             match read.await {
                 Ok(chunk) => chunk,
@@ -175,23 +177,42 @@ impl Drop for Subscription {
     }
 }
 
+impl Source {
+    /// What was kept, as far as it can still be used; else a new one at `next`.
+    fn at(next: Offset, kept: Option<Self>, hub: &Hub, caller: &Caller) -> Self {
+        let (reader, verdicts) = match kept {
+            Some(kept) => (Some(kept.reader), Some(kept.verdicts)),
+            None => (None, None),
+        };
+        let reader = reader.unwrap_or_else(|| hub.journal.reader(next));
+        let verdicts = verdicts.filter(|verdicts| verdicts.are_current(&hub.access));
+        Self { reader, verdicts: verdicts.unwrap_or_else(|| Verdicts::new(caller, &hub.access)) }
+    }
+}
+
 /// Reads from `next` until a chunk is full, enough was looked at, or the durable end is reached.
-fn read_chunk(hub: &Hub, mut reader: Reader, interest: &Interest, next: Offset) -> Result<Chunk, String> {
+fn read_chunk(
+    hub: &Hub,
+    mut source: Source,
+    caller: &Caller,
+    interest: &Interest,
+    next: Offset,
+) -> Result<Chunk, String> {
     let start = hub.journal.start();
     if next < start {
         let delivery = Delivery::Gap { from: next, to: start };
-        return Ok(Chunk { reader, next: start, delivery, at_end: false });
+        return Ok(Chunk { source, next: start, delivery, at_end: false });
     }
-    if reader.offset() != next {
-        reader.seek(next);
+    if source.reader.offset() != next {
+        source.reader.seek(next);
     }
     let (mut events, mut bytes, mut scanned, mut next) = (Vec::new(), 0, 0, next);
     while bytes < CHUNK_BYTES && scanned < SCAN_BYTES_MAX {
-        let batch = match reader.next() {
+        let batch = match source.reader.next() {
             Ok(Some(batch)) => batch,
             Ok(None) => {
                 let delivery = Delivery::Events(events);
-                return Ok(Chunk { reader, next, delivery, at_end: true });
+                return Ok(Chunk { source, next, delivery, at_end: true });
             }
             // What was read before the failure is delivered; the failure comes again with the next chunk.
             Err(_) if next < hub.journal.start() || !events.is_empty() => break,
@@ -200,7 +221,7 @@ fn read_chunk(hub: &Hub, mut reader: Reader, interest: &Interest, next: Offset) 
         if batch.base() > next {
             if events.is_empty() {
                 let delivery = Delivery::Gap { from: next, to: batch.base() };
-                return Ok(Chunk { reader, next: batch.base(), delivery, at_end: false });
+                return Ok(Chunk { source, next: batch.base(), delivery, at_end: false });
             }
             break;
         }
@@ -211,12 +232,14 @@ fn read_chunk(hub: &Hub, mut reader: Reader, interest: &Interest, next: Offset) 
         {
             next = appended.offset.plus(1);
             let Entry::Record(record) = entry else { continue };
-            if let Some(form) = interest.form(appended.offset, record.topic) {
+            if let Some(form) = interest.form(appended.offset, record.topic)
+                && source.verdicts.may_receive(caller, record.topic)
+            {
                 let event = hub.encoder.encode(form, appended.offset, &record);
                 bytes += event.len();
                 events.push(event);
             }
         }
     }
-    Ok(Chunk { reader, next, delivery: Delivery::Events(events), at_end: false })
+    Ok(Chunk { source, next, delivery: Delivery::Events(events), at_end: false })
 }

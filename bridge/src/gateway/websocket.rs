@@ -6,14 +6,17 @@
 //! dashboard that subscribes is not flooded. A socket on `/ws/events` is subscribed to `events` by itself and
 //! receives everything for as long as it does not unsubscribe that.
 //!
+//! Only what the caller may receive is sent, and a subscription in which there is nothing for it is answered with an
+//! `error`.
+//!
 //! Nobody is cut for being silent as long as pings are answered, which every client library does.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use bytes::Bytes;
@@ -24,6 +27,7 @@ use tidegate_broker::topic::{TopicFilter, TopicName};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
+use super::caller::Caller;
 use super::encode::{self, Form};
 use super::envelope::{self, Request};
 use super::interest::Interest;
@@ -86,21 +90,24 @@ enum Endpoint {
 /// `GET /ws`
 pub(super) async fn ws(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Refusal> {
-    open(app, upgrade, Endpoint::Ws)
+    open(app, caller, upgrade, Endpoint::Ws)
 }
 
 /// `GET /ws/events`
 pub(super) async fn ws_events(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Refusal> {
-    open(app, upgrade, Endpoint::WsEvents)
+    open(app, caller, upgrade, Endpoint::WsEvents)
 }
 
 fn open(
     app: Arc<App>,
+    caller: Caller,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
     endpoint: Endpoint,
 ) -> Result<Response, Refusal> {
@@ -124,7 +131,7 @@ fn open(
     interest.receive_everything(from);
     let (subscription, control) = app
         .hub
-        .subscribe(Kind::WebSocket, interest, from)
+        .subscribe(Kind::WebSocket, caller, interest, from)
         .map_err(|error| Refusal::unavailable("too_many_subscribers", error.to_string(), 5))?;
     let place = OpenSocket::new(&app);
     let frame_bytes_max = app.config.frame_bytes_max;
@@ -193,11 +200,15 @@ impl Client {
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut drain = self.app.drain.clone();
         let mut heard = Instant::now();
+        let subscriber = Arc::clone(self.subscription.subscriber());
         loop {
             tokio::select! {
                 biased;
                 () = drain.begun() => {
                     return Err(End::Close(close_code::AWAY, "the server is stopping"));
+                }
+                () = subscriber.caller.expired() => {
+                    return Err(End::Close(close_code::POLICY, sse::EXPIRED));
                 }
                 received = self.socket.recv() => {
                     heard = Instant::now();
@@ -234,7 +245,7 @@ impl Client {
         let received = envelope::parse(text);
         let id = received.message_id.as_deref();
         match received.request {
-            Ok(Request::Subscribe { topic, from }) => match self.subscribe(&topic, from).await {
+            Ok(Request::Subscribe { topic, from }) => match self.subscribe(&topic, from) {
                 Ok(beginning) => {
                     let from = json!(beginning.from.0);
                     self.confirm(&topic, from, id).await?;
@@ -247,15 +258,13 @@ impl Client {
             },
             Ok(Request::Unsubscribe { topic }) => {
                 let ends_everything = self.endpoint == Endpoint::WsEvents && topic == EVENTS;
-                self.subscription
-                    .change_interest(|interest, _| {
-                        interest.remove(&topic);
-                        if ends_everything {
-                            interest.receive_filtered();
-                        }
-                        None
-                    })
-                    .await;
+                self.subscription.change_interest(|interest, _| {
+                    interest.remove(&topic);
+                    if ends_everything {
+                        interest.receive_filtered();
+                    }
+                    None
+                });
                 let payload = json!({ "topic": topic });
                 self.send_text(envelope::frame("unsubscription_confirmed", &payload, id)).await
             }
@@ -276,9 +285,11 @@ impl Client {
     }
 
     /// Adds a subscription; without a place to begin, it begins now.
-    async fn subscribe(&mut self, topic: &str, from: Option<From>) -> Result<Beginning, String> {
+    fn subscribe(&mut self, topic: &str, from: Option<From>) -> Result<Beginning, String> {
         let filter = sse::parse_filter(topic).map_err(|refusal| refusal.detail)?;
-        let interest = Arc::clone(&self.subscription.subscriber().state().interest);
+        let subscriber = self.subscription.subscriber();
+        self.app.guard.may_subscribe(&subscriber.caller, &filter).map_err(|refusal| refusal.detail)?;
+        let interest = Arc::clone(&subscriber.state().interest);
         let filters_max = self.app.config.filters_max;
         if interest.filters().len() >= filters_max && !interest.filters().any(|known| known == topic) {
             return Err(format!("at most {filters_max} subscriptions (http.filters_max)"));
@@ -286,15 +297,13 @@ impl Client {
         let beginning =
             from.unwrap_or(From::End).resolve(&self.app.hub.journal).map_err(|error| error.to_string())?;
         let everything_goes_on = self.endpoint == Endpoint::WsEvents;
-        self.subscription
-            .change_interest(|interest, position| {
-                if !everything_goes_on {
-                    interest.receive_filtered();
-                }
-                interest.add(filter, beginning.from, position);
-                Some(beginning.from)
-            })
-            .await;
+        self.subscription.change_interest(|interest, position| {
+            if !everything_goes_on {
+                interest.receive_filtered();
+            }
+            interest.add(filter, beginning.from, position);
+            Some(beginning.from)
+        });
         Ok(beginning)
     }
 

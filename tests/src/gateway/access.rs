@@ -1,4 +1,5 @@
 //! Who is let in, and that a web page of a stranger cannot use the trust this machine has.
+//! What who is let in may do is tested in `rules`.
 
 use std::net::SocketAddr;
 
@@ -33,7 +34,7 @@ async fn get(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Reply
 }
 
 async fn post(address: SocketAddr, headers: &[(&str, &str)]) -> Reply {
-    http::request(address, "POST", "/realtime/topic/a", headers, b"x").await.unwrap()
+    http::request(address, "POST", "/realtime/topic/sensors/device/t", headers, b"x").await.unwrap()
 }
 
 async fn upgrade(address: SocketAddr, path: &str, headers: &[(&'static str, &str)]) -> u16 {
@@ -79,7 +80,7 @@ async fn where_nobody_is_anonymous_every_route_wants_credentials() {
     let bearer = format!("Bearer {TOKEN}");
     for authorization in [bearer.as_str(), RIGHT_PASSWORD, TOKEN_AS_PASSWORD] {
         let headers = [("Authorization", authorization)];
-        assert_eq!(get(address, "/realtime/status", &headers).await.status, 200, "{authorization}");
+        assert_eq!(get(address, "/", &headers).await.status, 200, "{authorization}");
         assert_eq!(post(address, &headers).await.status, 200, "{authorization}");
     }
     for authorization in [WRONG_PASSWORD, "Bearer 0123", "Bearer ", "Digest x"] {
@@ -107,6 +108,8 @@ async fn a_probe_without_credentials_learns_the_status_and_nothing_else() {
     );
     assert_eq!(get(stage.address, "/health/live", &[]).await.status, 200);
     assert_eq!(get(stage.address, "/health/ready", &[]).await.status, 200);
+    let device = get(stage.address, "/health", &[("Authorization", RIGHT_PASSWORD)]).await;
+    assert_eq!(device.json(), reply.json(), "a device learns no more");
     let reply = get(stage.address, "/health", &[("Authorization", &format!("Bearer {TOKEN}"))]).await;
     assert!(reply.json()["journal"].is_object());
 }
@@ -150,7 +153,7 @@ async fn raw(address: SocketAddr, headers: &[(&str, &str)]) -> String {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let request = format!(
-        "POST /realtime/topic/a HTTP/1.1\r\n{headers}Connection: close\r\nContent-Length: 1\r\n\r\nx"
+        "POST /realtime/topic/sensors/http/t HTTP/1.1\r\n{headers}Connection: close\r\nContent-Length: 1\r\n\r\nx"
     );
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut reply = String::new();
@@ -174,7 +177,15 @@ async fn behind_a_proxy_nobody_is_on_this_machine() {
         }
     }
     let (stage, _folder) = Stage::new(setting(Anonymous::Always, true)).await;
-    assert_eq!(post(stage.address, &[("X-Forwarded-For", "10.0.0.9")]).await.status, 200);
+    // Nobody in particular, then: a device whose id is `http`.
+    let headers = [("X-Forwarded-For", "10.0.0.9")];
+    let reply = post(stage.address, &headers).await;
+    assert_eq!((reply.status, &reply.json()["error"]), (403, &json!("denied")));
+    let path = "/realtime/topic/sensors/http/t";
+    assert_eq!(http::request(stage.address, "POST", path, &headers, b"x").await.unwrap().status, 200);
+    assert_eq!(get(stage.address, "/metrics", &headers).await.status, 403);
+    assert_eq!(get(stage.address, "/metrics", &[]).await.status, 200);
+    assert_eq!(post(stage.address, &[]).await.status, 200);
     assert!(raw(stage.address, &[("Host", "gateway.lan")]).await.starts_with("HTTP/1.1 200 "));
 }
 

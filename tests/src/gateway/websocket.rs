@@ -6,31 +6,44 @@ use std::time::Duration;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use super::stage::{Setting, Stage};
 use crate::support::{PATIENCE, eventually, http, within};
 
-struct Client(WebSocketStream<MaybeTlsStream<TcpStream>>);
+pub(super) struct Client(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Client {
     /// Connects and returns the welcome with it.
     async fn open(address: SocketAddr, path: &str) -> (Self, Value) {
-        let url = format!("ws://{address}{path}");
+        Self::open_as(address, path, None).await
+    }
+
+    /// Connects with this header `Authorization`.
+    pub(super) async fn open_as(
+        address: SocketAddr,
+        path: &str,
+        authorization: Option<&str>,
+    ) -> (Self, Value) {
+        let mut request = format!("ws://{address}{path}").into_client_request().unwrap();
+        if let Some(value) = authorization {
+            request.headers_mut().insert("authorization", value.parse().unwrap());
+        }
         let connected =
-            within("the WebSocket connects", PATIENCE, tokio_tungstenite::connect_async(&url)).await;
+            within("the WebSocket connects", PATIENCE, tokio_tungstenite::connect_async(request)).await;
         let mut client = Self(connected.unwrap().0);
         let welcome = client.next().await;
         (client, welcome)
     }
 
-    async fn message(&mut self) -> Message {
+    pub(super) async fn message(&mut self) -> Message {
         within("a frame arrives", PATIENCE, self.0.next()).await.unwrap().unwrap()
     }
 
     /// The next text frame, with every field of the envelope.
-    async fn next(&mut self) -> Value {
+    pub(super) async fn next(&mut self) -> Value {
         loop {
             if let Message::Text(text) = self.message().await {
                 let frame: Value = serde_json::from_str(&text).unwrap();
@@ -48,12 +61,12 @@ impl Client {
         self.0.send(Message::text(frame.to_string())).await.unwrap();
     }
 
-    async fn ask(&mut self, frame: Value) -> Value {
+    pub(super) async fn ask(&mut self, frame: Value) -> Value {
         self.send(frame).await;
         self.next().await
     }
 
-    async fn subscribe(&mut self, payload: Value) -> Value {
+    pub(super) async fn subscribe(&mut self, payload: Value) -> Value {
         let confirmed = self.ask(json!({"message_type": "subscribe", "payload": payload})).await;
         assert_eq!(confirmed["message_type"], "subscription_confirmed", "{confirmed}");
         confirmed

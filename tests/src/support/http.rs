@@ -126,8 +126,13 @@ pub(crate) struct EventStream {
 impl EventStream {
     /// Opens it; goes on behind `last_event_id`, if there is one.
     pub(crate) async fn open(address: SocketAddr, path: &str, last_event_id: Option<&str>) -> Self {
-        let mut headers = vec![("Accept", "text/event-stream")];
-        headers.extend(last_event_id.map(|id| ("Last-Event-ID", id)));
+        let headers: Vec<_> = last_event_id.map(|id| ("Last-Event-ID", id)).into_iter().collect();
+        Self::open_with(address, path, &headers).await
+    }
+
+    /// Opens it with these headers.
+    pub(crate) async fn open_with(address: SocketAddr, path: &str, more: &[(&str, &str)]) -> Self {
+        let headers = [&[("Accept", "text/event-stream")], more].concat();
         let begun =
             within("the event stream begins", PATIENCE, begin(address, "GET", path, &headers, b"")).await;
         let (stream, status, _, received) = begun.unwrap_or_else(|error| panic!("GET {path}: {error}"));
