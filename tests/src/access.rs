@@ -2,6 +2,8 @@
 
 mod beside_mosquitto;
 mod files;
+mod guesses;
+mod tokens;
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -74,6 +74,9 @@ fn fetch(url: &str) -> Result<Vec<NamedKey>, String> {
     let agent: ureq::Agent =
         ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).max_redirects(0).build().into();
     let mut reply = agent.get(url).call().map_err(|error| error.to_string())?;
+    if reply.status() != 200 {
+        return Err(format!("its answer is {}; redirects are not followed", reply.status()));
+    }
     let body = reply.body_mut().with_config().limit(SET_BYTES_MAX).read_to_vec();
     let keys = NamedKey::from_jwks(&body.map_err(|error| error.to_string())?);
     keys.map_err(|error| error.to_string())
