@@ -1,13 +1,15 @@
-//! Clients of other makers: paho-mqtt (Python), MQTT.js in node and in a browser, rumqttc. mosquitto's are used by
-//! many tests beside this one.
+//! Clients of other makers: paho-mqtt and scramp (Python), MQTT.js in node and in a browser, rumqttc. mosquitto's are
+//! used by many tests beside this one.
 //!
 //! `tests/makers/` has the programs; what they claim is printed by them, and so are the versions they were tried with.
 
+mod rumqttc;
+
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use crate::support::tidegate::{Settings, Tidegate};
@@ -85,118 +87,25 @@ async fn mqttjs_finds_everything_it_expects_in_node_and_in_a_browser() {
     run("MQTT.js", &mut command).await;
 }
 
-const BACKLOG: u32 = 50;
-
-/// The version of a library in the lock file.
-fn locked_version(package: &str) -> String {
-    let lock = std::fs::read_to_string(root().join("Cargo.lock")).unwrap();
-    let (_, rest) =
-        lock.split_once(&format!("name = \"{package}\"\nversion = \"")).expect("it is in the lock file");
-    rest.split('"').next().expect("a version ends").to_owned()
+/// Lets `user` prove with SCRAM that it knows `password`.
+async fn add_scram_user(tidegate: &Tidegate, user: &str, password: &str) {
+    let mut command = Command::new(Tidegate::program());
+    command.args(["passwd", "--scram", user]).env("TIDEGATE_DATA_DIR", tidegate.folder().join("data"));
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(format!("{password}\n").as_bytes()).await.unwrap();
+    let status = within("tidegate passwd ends", PATIENCE, child.wait()).await.unwrap();
+    assert!(status.success(), "tidegate passwd --scram {user}: {status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rumqttc_goes_on_with_its_session_in_mqtt_3_1_1() {
-    use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS};
-
-    println!("rumqttc {}", locked_version("rumqttc"));
-    let tidegate = Tidegate::start(Settings::default()).await;
-    let connect = |id: &str, clean: bool| {
-        let mut options = MqttOptions::new(id, "127.0.0.1", tidegate.mqtt.port());
-        options.set_clean_session(clean).set_keep_alive(Duration::from_secs(20));
-        AsyncClient::new(options, 100)
-    };
-    async fn next(events: &mut EventLoop) -> Packet {
-        loop {
-            let event = within("rumqttc hears from the broker", PATIENCE, events.poll()).await;
-            if let Event::Incoming(packet) = event.expect("the connection holds") {
-                return packet;
-            }
-        }
-    }
-
-    let (keeper, mut events) = connect("rumqttc-keeper", false);
-    let Packet::ConnAck(first) = next(&mut events).await else { panic!("CONNACK comes first") };
-    assert!(!first.session_present);
-    keeper.subscribe("makers/rumqttc/4", QoS::AtLeastOnce).await.unwrap();
-    while !matches!(next(&mut events).await, Packet::SubAck(_)) {}
-    // The connection is cut, without a DISCONNECT.
-    drop((keeper, events));
-
-    let (publisher, mut publisher_events) = connect("rumqttc-publisher", true);
-    let publishing = tokio::spawn(async move {
-        for number in 0..BACKLOG {
-            let payload = number.to_string();
-            publisher.publish("makers/rumqttc/4", QoS::AtLeastOnce, false, payload).await.unwrap();
-        }
-        publisher
-    });
-    let mut acknowledged = 0;
-    while acknowledged < BACKLOG {
-        acknowledged += u32::from(matches!(next(&mut publisher_events).await, Packet::PubAck(_)));
-    }
-    drop(publishing.await.unwrap());
-
-    let (_keeper, mut events) = connect("rumqttc-keeper", false);
-    let Packet::ConnAck(again) = next(&mut events).await else { panic!("CONNACK comes first") };
-    assert!(again.session_present);
-    for expected in 0..BACKLOG {
-        let Packet::Publish(publish) = next(&mut events).await else { panic!("the backlog comes next") };
-        assert_eq!(publish.payload, expected.to_string());
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn rumqttc_goes_on_with_its_session_in_mqtt_5() {
-    use rumqttc::v5::mqttbytes::QoS;
-    use rumqttc::v5::mqttbytes::v5::Packet;
-    use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
-
-    let tidegate = Tidegate::start(Settings::default()).await;
-    let connect = |id: &str, clean: bool| {
-        let mut options = MqttOptions::new(id, "127.0.0.1", tidegate.mqtt.port());
-        options.set_clean_start(clean).set_keep_alive(Duration::from_secs(20));
-        options.set_session_expiry_interval((!clean).then_some(300));
-        AsyncClient::new(options, 100)
-    };
-    async fn next(events: &mut EventLoop) -> Packet {
-        loop {
-            let event = within("rumqttc hears from the broker", PATIENCE, events.poll()).await;
-            if let Event::Incoming(packet) = event.expect("the connection holds") {
-                return packet;
-            }
-        }
-    }
-
-    let (keeper, mut events) = connect("rumqttc5-keeper", false);
-    let Packet::ConnAck(first) = next(&mut events).await else { panic!("CONNACK comes first") };
-    assert!(!first.session_present);
-    keeper.subscribe("makers/rumqttc/5", QoS::ExactlyOnce).await.unwrap();
-    while !matches!(next(&mut events).await, Packet::SubAck(_)) {}
-    drop((keeper, events));
-
-    let (publisher, mut publisher_events) = connect("rumqttc5-publisher", true);
-    let publishing = tokio::spawn(async move {
-        for number in 0..BACKLOG {
-            let payload = number.to_string();
-            publisher.publish("makers/rumqttc/5", QoS::ExactlyOnce, false, payload).await.unwrap();
-        }
-        publisher
-    });
-    let mut completed = 0;
-    while completed < BACKLOG {
-        completed += u32::from(matches!(next(&mut publisher_events).await, Packet::PubComp(_)));
-    }
-    drop(publishing.await.unwrap());
-
-    let (_keeper, mut events) = connect("rumqttc5-keeper", false);
-    let Packet::ConnAck(again) = next(&mut events).await else { panic!("CONNACK comes first") };
-    assert!(again.session_present);
-    let mut numbers = Vec::new();
-    while numbers.len() < BACKLOG as usize {
-        if let Packet::Publish(publish) = next(&mut events).await {
-            numbers.push(String::from_utf8(publish.payload.to_vec()).unwrap().parse::<u32>().unwrap());
-        }
-    }
-    assert_eq!(numbers, (0..BACKLOG).collect::<Vec<_>>());
+async fn mqttjs_proves_with_scramp_who_it_is() {
+    let (python, _) = (provided("TIDEGATE_TEST_PAHO"), provided("TIDEGATE_TEST_MQTTJS"));
+    let mut tidegate = Tidegate::prepare(Settings::default().set("TIDEGATE_AUTH_ANONYMOUS", "never"));
+    add_scram_user(&tidegate, "ada", "lovelace").await;
+    add_scram_user(&tidegate, "bob", "builder").await;
+    tidegate.spawn();
+    tidegate.ready().await;
+    let mut command = Command::new("node");
+    command.arg(root().join("tests/makers/with_mqttjs_scram.mjs"));
+    run("MQTT.js with scramp", command.arg(tidegate.mqtt.to_string()).arg(python)).await;
 }
