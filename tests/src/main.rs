@@ -9,6 +9,7 @@ mod appliance;
 mod bad_input;
 mod conformance;
 mod crash;
+mod descriptors;
 mod fuzz;
 mod fuzz_corpus;
 mod gateway;

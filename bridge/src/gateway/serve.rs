@@ -3,9 +3,10 @@
 //! [`accept`] returns when the gateway drains and every connection it accepted is done; aborting it cuts them.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -15,7 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
-use tidegate_broker::server::Certificates;
+use tidegate_broker::server::{Certificates, Descriptors, Told, none_left};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -28,7 +29,7 @@ use super::routes::{self, App};
 
 /// After this a peer that answers nothing is asked whether it is still there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-/// The pause after the operating system could not give one more socket.
+/// The pause before it is looked again whether there is room for one more socket.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Connections that are being told that they are too many; more are closed without a word.
 const REFUSALS_MAX: usize = 64;
@@ -61,6 +62,7 @@ pub(super) async fn accept(
     let mut drain = app.drain.clone();
     let router = routes::router(Arc::clone(&app));
     let mut connections = JoinSet::new();
+    let mut room = Room::new();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -68,7 +70,15 @@ pub(super) async fn accept(
             Some(_) = connections.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
-        match accepted {
+        let placed = match accepted {
+            Ok((stream, peer)) => tokio::select! {
+                biased;
+                () = drain.begun() => break,
+                placed = room.place(stream) => placed.map(|stream| (stream, peer)),
+            },
+            Err(error) => Err(error),
+        };
+        match placed {
             Ok((stream, peer)) => match Arc::clone(&places.connections).try_acquire_owned() {
                 Ok(place) => {
                     let connection = Connection {
@@ -96,7 +106,7 @@ pub(super) async fn accept(
                 }
             },
             Err(error) => {
-                tracing::warn!(%error, "cannot accept an HTTP connection; raise the limit of open files if it is reached");
+                room.tell(&error);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -105,6 +115,44 @@ pub(super) async fn accept(
     while connections.join_next().await.is_some() {}
     // WebSockets have left their HTTP connection behind.
     app.sockets.all_closed().await;
+}
+
+/// Lets sockets in while there is room for them.
+struct Room {
+    descriptors: Descriptors,
+    told: Told,
+    begun: Instant,
+}
+
+impl Room {
+    fn new() -> Self {
+        Self { descriptors: Descriptors::for_http(), told: Told::default(), begun: Instant::now() }
+    }
+
+    /// Waits until there is room.
+    async fn place(&mut self, stream: TcpStream) -> io::Result<TcpStream> {
+        if self.descriptors.hold(&stream) {
+            return Ok(stream);
+        }
+        let mut stream = stream.into_std()?;
+        loop {
+            match self.descriptors.place(stream) {
+                Ok(stream) => return TcpStream::from_std(stream),
+                Err(waiting) => stream = waiting,
+            }
+            self.tell(&none_left());
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    }
+
+    fn tell(&mut self, error: &io::Error) {
+        if self.told.is_news(self.begun.elapsed()) {
+            tracing::warn!(
+                %error,
+                "no more HTTP connections are accepted until some have ended; raise LimitNOFILE or ulimit -n"
+            );
+        }
+    }
 }
 
 /// Tells when the gateway begins to drain.

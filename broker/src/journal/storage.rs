@@ -6,9 +6,10 @@
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use super::memory::{Call, MemoryStorage};
 
@@ -76,11 +77,16 @@ const LOCK_FILE: &str = "lock";
 /// Payloads and who sent them are nobody else's business.
 const OWNER_ONLY: u32 = 0o600;
 
+/// Descriptors that are kept: a segment is let go of after its next one has begun, and cursors are saved meanwhile.
+const SPARES: usize = 3;
+
 /// A folder on a real file system, locked against a second process for as long as this lives.
 #[derive(Debug)]
 pub struct FileStorage {
     path: PathBuf,
     folder: File,
+    /// At most [`SPARES`], given up one by one for new files when the process has no descriptor left.
+    spares: Mutex<Vec<OwnedFd>>,
     _lock: File,
 }
 
@@ -99,7 +105,24 @@ impl FileStorage {
         make_durable(folder).map_err(|error| named("make the folder", error))?;
         let lock = Self::lock(folder).map_err(|error| named("lock the folder", error))?;
         let open = File::open(folder).map_err(|error| named("open the folder", error))?;
-        Ok(Arc::new(Self { path: folder.to_owned(), folder: open, _lock: lock }))
+        let storage = Self { path: folder.to_owned(), folder: open, spares: Mutex::default(), _lock: lock };
+        storage.take_spares();
+        Ok(Arc::new(storage))
+    }
+
+    /// Makes sure, where it can, that files can be made when the process can open no other: a journal that cannot begin
+    /// a segment fails for good.
+    fn take_spares(&self) {
+        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        while spares.len() < SPARES
+            && let Ok(spare) = self.folder.as_fd().try_clone_to_owned()
+        {
+            spares.push(spare);
+        }
+    }
+
+    fn give_up_spare(&self) -> bool {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop().is_some()
     }
 
     fn lock(folder: &Path) -> io::Result<File> {
@@ -165,7 +188,12 @@ impl Storage for FileStorage {
     fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
         let path = self.path.join(name);
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(true).mode(OWNER_ONLY).open(path)?;
+        options.read(true).write(true).create(true).truncate(true).mode(OWNER_ONLY);
+        self.take_spares();
+        let file = match options.open(&path) {
+            Err(error) if is_out_of_descriptors(&error) && self.give_up_spare() => options.open(&path)?,
+            made => made?,
+        };
         Ok(Arc::new(DiskFile(file)))
     }
 
@@ -183,12 +211,19 @@ impl Storage for FileStorage {
     }
 
     fn sync_folder(&self) -> io::Result<()> {
+        self.take_spares();
         self.folder.sync_all()
     }
 
     fn display(&self, name: &str) -> String {
         self.path.join(name).display().to_string()
     }
+}
+
+/// Whether this process, or the whole system, can open no more files.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    Errno::from_io_error(error).is_some_and(|errno| matches!(errno, Errno::MFILE | Errno::NFILE))
 }
 
 #[derive(Debug)]

@@ -12,6 +12,7 @@ use mio::net::{TcpListener, UnixListener};
 use mio::{Interest, Registry, Token};
 
 use super::StartError;
+use super::descriptors::{self, Descriptors, Told};
 use super::net::Net;
 use super::transport::Transport;
 
@@ -65,6 +66,10 @@ pub(super) struct Listener {
     pub(super) ready: bool,
     /// No more sockets could be had: when to try again.
     pub(super) paused_until: Option<Duration>,
+    descriptors: Descriptors,
+    /// Accepted, and without a place.
+    waiting: Option<(Net, IpAddr)>,
+    told: Told,
 }
 
 #[derive(Debug)]
@@ -78,7 +83,7 @@ pub(super) enum Accepted {
     Client(Net, IpAddr),
     /// Nobody waits.
     Nobody,
-    /// A client waits and cannot be had; says why if it was not said before.
+    /// A client waits and cannot be had; says why if that was not told lately.
     Paused(Option<io::Error>),
 }
 
@@ -101,6 +106,9 @@ impl Listener {
                 socket,
                 ready: false,
                 paused_until: None,
+                descriptors: Descriptors::for_mqtt(),
+                waiting: None,
+                told: Told::default(),
             })),
             Err(error) if listen.optional && error.kind() == io::ErrorKind::AddrInUse => Ok(None),
             Err(error) => Err(StartError::Listen { listen: listen.clone(), error }),
@@ -117,10 +125,12 @@ impl Listener {
 
     /// Accepts one client.
     pub(super) fn accept(&mut self, now: Duration) -> Accepted {
-        let said = match self.paused_until {
-            Some(until) if now < until => return Accepted::Nobody,
-            paused => paused.is_some(),
-        };
+        if self.paused_until.is_some_and(|until| now < until) {
+            return Accepted::Nobody;
+        }
+        if let Some((net, peer)) = self.waiting.take() {
+            return self.place(net, peer, now);
+        }
         loop {
             let accepted = match &self.socket {
                 Bound::Tcp(listener) => listener.accept().map(|(stream, peer)| (Net::Tcp(stream), peer.ip())),
@@ -130,10 +140,7 @@ impl Listener {
                 }
             };
             match accepted {
-                Ok((net, peer)) => {
-                    self.paused_until = None;
-                    return Accepted::Client(net, peer);
-                }
+                Ok((net, peer)) => return self.place(net, peer, now),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // The client went away before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -142,12 +149,28 @@ impl Listener {
                     self.paused_until = None;
                     return Accepted::Nobody;
                 }
-                Err(error) => {
-                    self.paused_until = Some(now + ACCEPT_PAUSE);
-                    return Accepted::Paused(Some(error).filter(|_| !said));
-                }
+                Err(error) => return self.pause(error, now),
             }
         }
+    }
+
+    /// Lets a client in if there is room for its socket; else it waits, and so do those behind it.
+    fn place(&mut self, net: Net, peer: IpAddr, now: Duration) -> Accepted {
+        match net.place(self.descriptors) {
+            Ok(net) => {
+                self.paused_until = None;
+                Accepted::Client(net, peer)
+            }
+            Err(net) => {
+                self.waiting = Some((net, peer));
+                self.pause(descriptors::none_left(), now)
+            }
+        }
+    }
+
+    fn pause(&mut self, error: io::Error, now: Duration) -> Accepted {
+        self.paused_until = Some(now + ACCEPT_PAUSE);
+        Accepted::Paused(Some(error).filter(|_| self.told.is_news(now)))
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 mod clock;
+mod descriptors;
 mod frame;
 mod layers;
 mod listener;
@@ -32,6 +33,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mio::{Poll, Waker};
 
+pub use self::descriptors::{Descriptors, Told, none_left};
 use self::listener::Listener;
 pub use self::listener::{Listen, Place};
 pub use self::origin::{FORWARDING, ForeignOrigin, Provenance, WebRules};

@@ -7,6 +7,8 @@ use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 
+use super::descriptors::Descriptors;
+
 /// A connected socket.
 #[derive(Debug)]
 pub(super) enum Net {
@@ -15,6 +17,14 @@ pub(super) enum Net {
 }
 
 impl Net {
+    /// Where there is room for clients, or as it is.
+    pub(super) fn place(self, descriptors: Descriptors) -> Result<Self, Self> {
+        match self {
+            Self::Tcp(stream) => descriptors.place(stream).map(Self::Tcp).map_err(Self::Tcp),
+            Self::Unix(stream) => descriptors.place(stream).map(Self::Unix).map_err(Self::Unix),
+        }
+    }
+
     /// Lets what is written leave at once.
     pub(super) fn set_nodelay(&self) {
         match self {

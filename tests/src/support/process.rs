@@ -65,10 +65,21 @@ pub(crate) async fn ended(child: &mut Child, patience: Duration) -> ExitStatus {
 
 /// From now on no file of the process `pid` can grow beyond `bytes`: its writes fail, as they do on a full disk.
 pub(crate) fn limit_files(pid: u32, bytes: u64) {
+    limit(pid, libc::RLIMIT_FSIZE, bytes);
+}
+
+/// From now on the process `pid` can open no more files than it has open, except in the place of one that it closes.
+pub(crate) fn limit_to_open_files(pid: u32) {
+    let is_open = |number: &u64| std::fs::symlink_metadata(format!("/proc/{pid}/fd/{number}")).is_ok();
+    let lowest_free = (0..).find(|number| !is_open(number)).expect("there are more numbers than files");
+    limit(pid, libc::RLIMIT_NOFILE, lowest_free);
+}
+
+fn limit(pid: u32, resource: libc::__rlimit_resource_t, to: u64) {
     let pid = libc::pid_t::try_from(pid).expect("process ids are positive and small");
-    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    let limit = libc::rlimit { rlim_cur: to, rlim_max: to };
     // SAFETY: the new limit is read from a live value, the old one is not asked for.
-    let set = unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut()) };
+    let set = unsafe { libc::prlimit(pid, resource, &raw const limit, std::ptr::null_mut()) };
     assert_eq!(set, 0, "cannot limit process {pid}: {}", std::io::Error::last_os_error());
 }
 

@@ -15,6 +15,7 @@ use super::{PATIENCE, eventually, free_address, http, target};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Settings {
     variables: Vec<(String, String)>,
+    open_files_max: Option<u32>,
 }
 
 impl Settings {
@@ -32,6 +33,11 @@ impl Settings {
     pub(crate) fn set(mut self, variable: &str, value: &str) -> Self {
         self.variables.push((variable.to_owned(), value.to_owned()));
         self
+    }
+
+    /// May open so many files only.
+    pub(crate) fn open_files_max(self, count: u32) -> Self {
+        Self { open_files_max: Some(count), ..self }
     }
 }
 
@@ -89,7 +95,14 @@ impl Tidegate {
     pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none(), "it runs already");
         let log = File::options().create(true).append(true).open(self.folder().join("log")).unwrap();
-        let mut command = Command::new(Self::program());
+        let mut command = match self.settings.open_files_max {
+            None => Command::new(Self::program()),
+            Some(count) => {
+                let mut shell = Command::new("sh");
+                shell.arg("-c").arg(format!("ulimit -n {count} && exec \"$0\"")).arg(Self::program());
+                shell
+            }
+        };
         command
             .env("TIDEGATE_DATA_DIR", self.folder().join("data"))
             .env("TIDEGATE_MQTT_LISTEN", self.mqtt.to_string())

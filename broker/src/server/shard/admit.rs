@@ -66,7 +66,10 @@ impl Shard {
                     }
                     Accepted::Nobody | Accepted::Paused(None) => break,
                     Accepted::Paused(Some(error)) => {
-                        tracing::warn!(%error, %transport, "cannot accept connections; raise the limit of open files");
+                        tracing::warn!(
+                            %error, %transport,
+                            "no more connections are accepted until some have ended; raise LimitNOFILE or ulimit -n"
+                        );
                         break;
                     }
                 }
