@@ -76,6 +76,11 @@ fn change(inputs: &[(PathBuf, Vec<u8>)], random: &mut Random) -> Vec<u8> {
 }
 
 #[test]
+fn acl_holds_for_the_corpus() {
+    replay("acl", fuzz::acl::check);
+}
+
+#[test]
 fn connect_holds_for_the_corpus() {
     replay("connect", fuzz::connect::check);
 }

@@ -50,10 +50,14 @@ pattern write devices/%u/up
 pattern deny devices/+/never
 pattern %u-%c/%%
 pattern read fixed
+pattern %u/x
+
+user $own
+topic read end
 ";
 
 /// User and Client Identifier.
-const CLIENTS: [(Option<&str>, &str); 8] = [
+const CLIENTS: [(Option<&str>, &str); 9] = [
     (None, "one"),
     (None, "a+c"),
     (Some("ada"), "one-ada"),
@@ -62,6 +66,7 @@ const CLIENTS: [(Option<&str>, &str); 8] = [
     (Some("a+b"), "three"),
     (Some("carol"), "carol"),
     (Some("carol"), "#"),
+    (Some("$own"), "four"),
 ];
 
 const TOPICS: [&str; 25] = [
@@ -143,7 +148,7 @@ async fn an_acl_file_means_what_it_means_to_mosquitto() {
     std::fs::create_dir_all(&parent).unwrap();
     let folder = tempfile::tempdir_in(parent).unwrap();
     let (users, acl) = (folder.path().join("users"), folder.path().join("acl"));
-    write_users(&users, &["admin", "ada", "bob builder", "a+b", "carol"]);
+    write_users(&users, &["admin", "ada", "bob builder", "a+b", "carol", "$own"]);
     std::fs::write(&acl, ACL).unwrap();
 
     let config =

@@ -3,6 +3,7 @@
 //!
 //! A body panics when something is wrong and returns whatever the bytes are otherwise.
 
+pub(crate) mod acl;
 pub(crate) mod connect;
 pub(crate) mod decode;
 pub(crate) mod passwords;
