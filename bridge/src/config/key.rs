@@ -482,9 +482,10 @@ pub(super) const KEYS: &[Key] = &[
         "auth.acl_file",
         auth.acl_file,
         Text,
-        "Who may publish and receive what, in the format of mosquitto's acl_file. Not set: the file `acl` in the data \
-         folder, if it exists; else see `default_rules`. This file and the others of this section are read again on \
-         SIGHUP and when they change; with a mistake in one, what it said before goes on."
+        "Who may publish and receive what, over MQTT and HTTP, in the format of mosquitto's acl_file; over HTTP %c is \
+         \"http\", and the operator token stands above it. Not set: the file `acl` in the data folder, if it exists; \
+         else see `default_rules`. This file and the others of this section are read again on SIGHUP and when they \
+         change; with a mistake in one, what it said before goes on."
     )
     .sample("\"/etc/tidegate/acl\""),
     key!(
