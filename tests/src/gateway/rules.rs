@@ -329,7 +329,7 @@ async fn rules_that_change_hold_at_once_also_for_running_streams() {
     // Without the file it is as before; the stream has missed nothing of what it may have now.
     std::fs::remove_file(data.join("acl")).unwrap();
     process::send(tidegate.pid(), Signal::Hangup);
-    tidegate.log_has("SIGHUP: there is no").await;
+    tidegate.log_has(&format!("SIGHUP: there is no {}", data.join("acl").display())).await;
     publish_all(address, &TOPICS, token).await;
     expect_events(&mut device, &["alerts/high"]).await;
     expect_frames(&mut socket, "event", &["alerts/high"]).await;
@@ -390,7 +390,7 @@ async fn a_stream_ends_with_its_token() {
     let (tidegate, _key) = with_tokens().await;
     let address = tidegate.http;
     // It counts for thirty seconds more than it says.
-    let bearer = format!("Bearer {}", jwt("d7", now_s() - 27, SECRET));
+    let bearer = format!("Bearer {}", jwt("d7", now_s() - 24, SECRET));
     let (mut socket, _) = Client::open_as(address, "/ws", Some(&bearer)).await;
     let mut events = stream(address, "", Some(&bearer), None).await;
     let event = events.next().await;
