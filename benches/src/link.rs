@@ -77,16 +77,26 @@ impl Link {
     }
 }
 
-/// Connects and waits for CONNACK.
+/// Connects with a clean session and waits for CONNACK.
 pub fn open(address: SocketAddr, client_id: &str) -> Result<BlockingStream> {
+    open_session(address, client_id, true, false)
+}
+
+/// Connects with a session that is kept, which is `present` or new, and waits for CONNACK.
+pub fn open_kept(address: SocketAddr, client_id: &str, present: bool) -> Result<BlockingStream> {
+    open_session(address, client_id, false, present)
+}
+
+fn open_session(address: SocketAddr, client_id: &str, clean: bool, present: bool) -> Result<BlockingStream> {
     let mut stream = BlockingStream::connect_timeout(&address, ANSWER_TIMEOUT)
         .with_context(|| format!("connecting to {address}"))?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     let mut connect = Vec::new();
-    wire::put_connect(&mut connect, client_id);
+    wire::put_connect(&mut connect, client_id, clean);
     stream.write_all(&connect)?;
-    expect(&mut stream, &[0x20, 2, 0, 0]).with_context(|| format!("connecting {client_id}"))?;
+    expect(&mut stream, &[0x20, 2, u8::from(present), 0])
+        .with_context(|| format!("connecting {client_id}"))?;
     Ok(stream)
 }
 
@@ -98,12 +108,16 @@ pub fn open_subscribed(
     qos: u8,
 ) -> Result<BlockingStream> {
     let mut stream = open(address, client_id)?;
+    subscribe(&mut stream, filter, qos).with_context(|| client_id.to_owned())?;
+    Ok(stream)
+}
+
+/// Subscribes to one Topic Filter and waits for SUBACK.
+pub fn subscribe(stream: &mut BlockingStream, filter: &str, qos: u8) -> Result<()> {
     let mut subscribe = Vec::new();
     wire::put_subscribe(&mut subscribe, filter, qos);
     stream.write_all(&subscribe)?;
-    expect(&mut stream, &[0x90, 3, 0, 1, qos])
-        .with_context(|| format!("subscribing {client_id} to {filter} at QoS {qos}"))?;
-    Ok(stream)
+    expect(stream, &[0x90, 3, 0, 1, qos]).with_context(|| format!("subscribing to {filter} at QoS {qos}"))
 }
 
 /// Reads as many bytes as `answer` has, which must be these.

@@ -24,7 +24,7 @@ use anyhow::{Context, Result, bail, ensure};
 pub const RUMQTTD_ARGUMENT: &str = "be-rumqttd";
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
-const PROBE_PAUSE: Duration = Duration::from_millis(20);
+const PROBE_PAUSE: Duration = Duration::from_millis(5);
 
 /// A broker that can be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +84,16 @@ impl Peer {
     ///
     /// `tidegate` is the binary to run as tidegate.
     pub fn start(broker: Broker, folder: &Path, tidegate: &Path) -> Result<Self> {
+        Self::start_with(broker, folder, tidegate, &[])
+    }
+
+    /// The same with more variables in its environment. In a `folder` that was used before, tidegate finds its data.
+    pub fn start_with(
+        broker: Broker,
+        folder: &Path,
+        tidegate: &Path,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         let address = free_address()?;
         let mut command = match broker {
@@ -99,6 +109,7 @@ impl Peer {
         let output = File::create(&log)?;
         // rumqttd's process ends when its standard input does, should this program be killed.
         let stdin = if broker == Broker::Rumqttd { Stdio::piped() } else { Stdio::null() };
+        command.envs(variables.iter().copied());
         command.stdin(stdin).stdout(output.try_clone()?).stderr(output);
         let child = command
             .spawn()
@@ -106,6 +117,13 @@ impl Peer {
         let mut peer = Self { broker, child, address, log };
         peer.wait_until_it_accepts()?;
         Ok(peer)
+    }
+
+    /// Ends it at once, as a crash does, and leaves its files.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
     }
 
     /// Where it accepts MQTT connections.

@@ -43,12 +43,14 @@ pub enum Incoming<'a> {
     PingResp,
 }
 
-/// Appends a CONNECT with a clean session and a keep-alive of ten minutes, which no run lasts; rumqttd refuses
-/// clients that switch it off.
-pub fn put_connect(out: &mut Vec<u8>, client_id: &str) {
+/// Appends a CONNECT with a keep-alive of ten minutes, which no run lasts; rumqttd refuses clients that switch it
+/// off. The session is a clean one, or is kept.
+pub fn put_connect(out: &mut Vec<u8>, client_id: &str, clean: bool) {
     out.push(0x10);
     put_remaining_length(out, 10 + 2 + client_id.len());
-    out.extend_from_slice(b"\x00\x04MQTT\x04\x02\x02\x58");
+    out.extend_from_slice(b"\x00\x04MQTT\x04");
+    out.push(if clean { 0x02 } else { 0x00 });
+    out.extend_from_slice(b"\x02\x58");
     put_text(out, client_id);
 }
 

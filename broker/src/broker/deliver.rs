@@ -17,7 +17,7 @@ use crate::record::{Append, Appended, Batch, Entry, Offset, Properties, Qos, Rec
 use crate::router::Match;
 use crate::session::control::Control;
 use crate::session::window::{Source, Stage};
-use crate::session::{Flow, RetainedDelivery};
+use crate::session::{Flow, RetainedDelivery, Session};
 use crate::slots::Key;
 
 /// Up to this many deliveries in flight, one that is acknowledged is at once followed by another.
@@ -120,8 +120,11 @@ impl Broker {
             let mut memo = Memo::default();
             let many = delivery.matches.len() > 1;
             for found in &*delivery.matches {
-                self.note_ahead(found.session, delivery.place.offset);
-                if self.is_due(found, &record, delivery.place.offset)
+                let Some(session) = self.sessions.get_mut(found.session) else { continue };
+                if session.flow != Flow::Live {
+                    // One that is behind will look for it there.
+                    session.ahead.note(delivery.place.offset);
+                } else if is_due(session, found, &record, delivery.place.offset)
                     && self.deliver(found, load, many.then_some(&mut memo), now, log) == Delivered::Behind
                     && let Some(session) = self.sessions.get_mut(found.session)
                 {
@@ -132,24 +135,6 @@ impl Broker {
             if let Some(groups) = &delivery.shared {
                 self.deliver_to_groups(groups, load, now, log);
             }
-        }
-    }
-
-    /// Whether a live session gets a record now that it is durable.
-    fn is_due(&self, found: &Match, record: &Record<'_>, offset: Offset) -> bool {
-        let Some(session) = self.sessions.get(found.session) else { return false };
-        let own = found.no_local && *session.client == *record.client;
-        let arrived = record.qos == Qos::AtMostOnce
-            && session.arrivals_missed_from.is_none_or(|missed_from| offset < missed_from);
-        session.flow == Flow::Live && !own && !arrived
-    }
-
-    /// A record has become durable that may be due to a session: one that is behind will look for it there.
-    fn note_ahead(&mut self, key: Key, offset: Offset) {
-        if let Some(session) = self.sessions.get_mut(key)
-            && session.flow != Flow::Live
-        {
-            session.ahead.note(offset);
         }
     }
 
@@ -646,6 +631,14 @@ impl Broker {
             }
         }
     }
+}
+
+/// Whether a session that is live gets a record now that it is durable.
+fn is_due(session: &Session, found: &Match, record: &Record<'_>, offset: Offset) -> bool {
+    let own = found.no_local && *session.client == *record.client;
+    let arrived = record.qos == Qos::AtMostOnce
+        && session.arrivals_missed_from.is_none_or(|missed_from| offset < missed_from);
+    !own && !arrived
 }
 
 impl Memo {

@@ -3,6 +3,7 @@
 mod damage;
 mod faults;
 mod limits;
+mod opening;
 mod threads;
 mod topics;
 mod world;
