@@ -52,7 +52,7 @@ use self::shared::Group;
 pub use self::stats::{Counts, DropReason, RefusalReason, Stats};
 use self::system::{Ending, System};
 use self::timers::Timers;
-use crate::auth::{Access, Identity, Rules, Throttle};
+use crate::auth::{Access, Identity, Rules};
 use crate::mqtt::{self, DecodeError, Decoded, Disconnect, Packet, ReasonCode, Version, encode};
 use crate::record::{Append, Appended, Batch, Offset, Refused, Timestamp};
 use crate::retained::RetainedStore;
@@ -200,7 +200,6 @@ pub struct Broker {
     /// The rules of `access`, as far as they are known here.
     rules: Arc<Rules>,
     rules_version: u64,
-    throttle: Throttle,
     /// Makes assigned Client Identifiers hard to guess.
     seed: u64,
     durable_end: Offset,
@@ -253,7 +252,6 @@ impl Broker {
             rules_version: access.rules_version(),
             rules: access.rules(),
             access,
-            throttle: Throttle::default(),
             seed,
             durable_end: Offset(0),
             journal_failed: false,
@@ -625,8 +623,14 @@ impl Broker {
 
     /// Totals and counts.
     pub fn stats(&self) -> Stats {
-        let denials = self.access.denials();
+        let (denials, logins) = (self.access.denials(), self.access.logins());
+        let mut publishes_refused = self.stats.publishes_refused;
+        publishes_refused.add(RefusalReason::Denied, denials.publishes);
         Stats {
+            publishes_refused,
+            logins_failed_total: logins.failed,
+            logins_unchecked_total: logins.unchecked,
+            credentials_expired_total: logins.expired,
             publishes_denied_total: denials.publishes,
             subscriptions_denied_total: denials.subscriptions,
             connections: self.connections.len() as u64,

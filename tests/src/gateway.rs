@@ -5,6 +5,7 @@
 //! test can fail any part at will. The whole appliance is tested elsewhere.
 
 mod access;
+mod guesses;
 mod health;
 mod page;
 mod publish;

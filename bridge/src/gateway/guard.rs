@@ -10,10 +10,13 @@
 //! - Loopback is trusted only when it is the caller. Behind a reverse proxy everybody comes from loopback: a
 //!   request with forwarding headers, or for a name that is not this machine's, needs credentials. What such
 //!   headers say is never believed.
+//!
+//! Wrong passwords and tokens slow their address down, together with those over MQTT. Nobody is kept waiting for an
+//! answer here: where one would wait it is 429, and says when to come again.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -102,43 +105,56 @@ impl Guard {
 
     /// Lets the request in and says who sent it, or says why not.
     async fn admit(&self, peer: IpAddr, headers: &HeaderMap, uri: &Uri) -> Result<Caller, Refusal> {
-        match credentials(headers, uri) {
-            // A token is no part of what a browser adds by itself, so the page's origin does not matter.
-            Credentials::Token(token) => {
-                if self.is_operator_token(token.as_bytes()) {
-                    return Ok(Caller::Operator);
-                }
-                match self.check_password(peer, None, token.into_bytes()).await {
-                    Ok(identity) => Ok(Caller::Client(identity)),
-                    Err(PasswordError::NothingToCheckAgainst) => {
-                        Err(unauthorized("bad_credentials", "the token is not the operator token"))
-                    }
-                    Err(PasswordError::Refused(refusal)) => Err(refusal),
-                }
-            }
-            Credentials::Password(username, password) => {
-                self.check_origin(headers)?;
-                // Any username goes with the token, so that a browser's own dialogue can be used to enter it.
-                if self.is_operator_token(&password) {
-                    return Ok(Caller::Operator);
-                }
-                match self.check_password(peer, Some(username), password).await {
-                    Ok(identity) => Ok(Caller::Client(identity)),
-                    Err(PasswordError::NothingToCheckAgainst) => self.check_address(peer, headers),
-                    Err(PasswordError::Refused(refusal)) => Err(refusal),
-                }
-            }
-            Credentials::Malformed => Err(Refusal::new(
-                StatusCode::UNAUTHORIZED,
-                "bad_credentials",
-                "the Authorization header is neither \"Bearer TOKEN\" nor HTTP Basic",
-            )),
+        let (username, secret) = match credentials(headers, uri) {
             Credentials::None => {
                 let caller = self.check_address(peer, headers)?;
                 self.check_origin(headers)?;
-                Ok(caller)
+                return Ok(caller);
             }
+            Credentials::Malformed => {
+                return Err(Refusal::new(
+                    StatusCode::UNAUTHORIZED,
+                    "bad_credentials",
+                    "the Authorization header is neither \"Bearer TOKEN\" nor HTTP Basic",
+                ));
+            }
+            // A token is no part of what a browser adds by itself, so the page's origin does not matter.
+            Credentials::Token(token) => (None, token.into_bytes()),
+            Credentials::Password(username, password) => {
+                self.check_origin(headers)?;
+                (Some(username), password)
+            }
+        };
+        // Any username goes with the token, so that a browser's own dialogue can be used to enter it. It cannot be
+        // guessed at any speed, so that whoever guesses does not lock the operator out.
+        if self.is_operator_token(&secret) {
+            return Ok(Caller::Operator);
         }
+        if let Some(wait) = self.access.wait_of(peer, now()) {
+            return Err(slowed("credentials from this address are not looked at for a while", wait));
+        }
+        let is_token = username.is_none();
+        let refusal = match self.check_password(peer, username, secret).await {
+            Ok(identity) => return Ok(Caller::Client(identity)),
+            Err(PasswordError::NothingToCheckAgainst) if is_token => {
+                unauthorized("bad_credentials", "the token is not the operator token")
+            }
+            Err(PasswordError::NothingToCheckAgainst) => match self.check_address(peer, headers) {
+                Ok(caller) => return Ok(caller),
+                Err(refusal) => refusal,
+            },
+            Err(PasswordError::Refused(refusal)) => refusal,
+        };
+        Err(self.slow_down(peer, refusal))
+    }
+
+    /// Counts a wrong guess, and refuses in the way that says how long to wait if that is needed.
+    fn slow_down(&self, peer: IpAddr, refusal: Refusal) -> Refusal {
+        if refusal.status != StatusCode::UNAUTHORIZED {
+            return refusal;
+        }
+        let wait = self.access.login_failed(peer, CLIENT, Denied::BadCredentials, now());
+        if wait.is_zero() { refusal } else { slowed("the credentials are wrong", wait) }
     }
 
     fn is_operator_token(&self, token: &[u8]) -> bool {
@@ -260,6 +276,15 @@ pub(super) fn unauthorized(code: &'static str, reason: &str) -> Refusal {
     Refusal::new(StatusCode::UNAUTHORIZED, code, detail)
 }
 
+/// What an address is told from which too many logins have failed.
+fn slowed(reason: &str, wait: Duration) -> Refusal {
+    let detail = format!(
+        "{reason}: many logins from this address have failed, over HTTP or MQTT; wait as Retry-After says, then come \
+         with the right credentials"
+    );
+    Refusal::too_many("too_many_failures", detail, wait)
+}
+
 /// `host[:port]` of an origin `scheme://host[:port]`.
 pub(super) fn origin_authority(origin: &str) -> Option<&str> {
     let (scheme, authority) = origin.split_once("://")?;
@@ -358,6 +383,8 @@ fn with_cross_origin(mut response: Response, origin: Option<HeaderValue>) -> Res
 
 #[cfg(test)]
 mod tests {
+    use tidegate_broker::auth::{Anonymous, PasswordFile};
+
     use super::*;
 
     fn guard() -> Guard {
@@ -422,6 +449,34 @@ mod tests {
         check(Some("Digest x"), "/", Credentials::Malformed);
         check(Some("Basic ???"), "/", Credentials::Malformed);
         check(Some("Bearer"), "/", Credentials::Malformed);
+    }
+
+    #[tokio::test]
+    async fn guesses_are_slowed_by_address_and_nobody_else_is() {
+        let mut passwords = PasswordFile::default();
+        passwords.set("d1", b"secret").unwrap();
+        let access = Access::new(Anonymous::Never, Some(passwords));
+        let guard = Guard::new(&Config::default(), Arc::new(access), Some("0123456789abcdef".into()));
+        let admit = async |address: &str, authorization: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, authorization.parse().unwrap());
+            let admitted = guard.admit(address.parse().unwrap(), &headers, &Uri::from_static("/")).await;
+            admitted.map_err(|refusal| (refusal.status.as_u16(), refusal.retry_after_s))
+        };
+        let right = format!("Basic {}", STANDARD.encode("d1:secret"));
+        let wrong = format!("Basic {}", STANDARD.encode("d1:guess"));
+        let (guesser, other) = ("192.0.2.7", "192.0.2.8");
+        for wait in [1, 1, 1, 1, 2, 4] {
+            assert_eq!(admit(guesser, &wrong).await.unwrap_err(), (429, Some(wait)));
+            assert!(admit(guesser, &right).await.is_ok(), "who knows it does not wait");
+        }
+        while guard.access.logins().unchecked == 0 {
+            assert_eq!(admit(guesser, "Bearer guess").await.unwrap_err().0, 429);
+        }
+        assert_eq!(admit(guesser, &right).await.unwrap_err().0, 429);
+        assert!(admit(guesser, "Bearer 0123456789abcdef").await.is_ok());
+        assert!(admit(other, &right).await.is_ok());
+        assert_eq!(admit(other, "Bearer guess").await.unwrap_err(), (429, Some(1)), "it counts for itself");
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
 #[rustfmt::skip]
 fn broker(app: &App, out: &mut Exposition) {
     use Type::{Counter, Gauge};
-    let (stats, denials) = (app.publisher.stats(), app.guard.access.denials());
+    let (stats, denials, logins) = (app.publisher.stats(), app.guard.access.denials(), app.guard.access.logins());
     out.one("tidegate_mqtt_connections", Gauge, "Open MQTT connections.", stats.connections);
     out.one("tidegate_mqtt_connections_total", Counter, "MQTT connections accepted.", stats.connections_total);
     out.one("tidegate_mqtt_connections_refused_total", Counter, "MQTT connections refused.", stats.connections_refused_total);
@@ -81,11 +81,11 @@ fn broker(app: &App, out: &mut Exposition) {
     out.family("tidegate_mqtt_handshake_failures_total", Counter, "Connections that ended before their PROXY header, TLS or WebSocket handshake was done.",
         &by_transport(|stats| stats.handshake_failures_total));
     out.one("tidegate_mqtt_sessions_connected", Gauge, "MQTT sessions whose client is connected.", stats.sessions_connected);
-    out.one("tidegate_mqtt_logins_failed_total", Counter, "MQTT connections refused for who they are.", stats.logins_failed_total);
+    out.one("tidegate_mqtt_logins_failed_total", Counter, "Logins refused for who the client is, over MQTT or HTTP.", logins.failed);
     out.one("tidegate_mqtt_publishes_denied_total", Counter, "Publishes and Wills that the rules did not allow, over MQTT or HTTP.", denials.publishes);
     out.one("tidegate_mqtt_subscriptions_denied_total", Counter, "Subscriptions of which the rules allow to receive nothing, over MQTT or HTTP.", denials.subscriptions);
-    out.one("tidegate_mqtt_logins_unchecked_total", Counter, "MQTT connections refused unchecked, after many failed logins from their address.", stats.logins_unchecked_total);
-    out.one("tidegate_mqtt_credentials_expired_total", Counter, "MQTT connections closed because their token had expired.", stats.credentials_expired_total);
+    out.one("tidegate_mqtt_logins_unchecked_total", Counter, "Logins refused unchecked, over MQTT or HTTP, after many that failed from their address.", logins.unchecked);
+    out.one("tidegate_mqtt_credentials_expired_total", Counter, "MQTT connections, event streams and WebSockets closed because their token had expired.", logins.expired);
     out.one("tidegate_mqtt_sessions", Gauge, "MQTT sessions, connected or not.", stats.sessions);
     out.one("tidegate_mqtt_subscriptions", Gauge, "MQTT subscriptions.", stats.subscriptions);
     out.one("tidegate_mqtt_sessions_expired_total", Counter, "MQTT sessions that ended because their client stayed away.", stats.sessions_expired_total);
@@ -100,7 +100,10 @@ fn broker(app: &App, out: &mut Exposition) {
     out.one("tidegate_publishes_sent_again_total", Counter, "Publishes sent once more to MQTT subscribers that had not acknowledged them.", stats.publishes_again_total);
     out.one("tidegate_publishes_sent_stored_total", Counter, "Publishes sent to MQTT subscribers from the retained store, or below $SYS.", stats.publishes_stored_total);
     out.family("tidegate_publishes_refused_total", Counter, "Publishes not accepted, by reason.",
-        &RefusalReason::ALL.map(|reason| (Some(("reason", reason.name())), stats.publishes_refused.of(reason))));
+        &RefusalReason::ALL.map(|reason| {
+            let count = if reason == RefusalReason::Denied { denials.publishes } else { stats.publishes_refused.of(reason) };
+            (Some(("reason", reason.name())), count)
+        }));
     out.family("tidegate_publishes_dropped_total", Counter, "Accepted publishes that did not reach an MQTT subscriber, by reason.",
         &DropReason::ALL.map(|reason| (Some(("reason", reason.name())), stats.publishes_dropped.of(reason))));
     out.family("tidegate_mqtt_limit_reached_total", Counter, "Times that a limit was reached, by limit.",

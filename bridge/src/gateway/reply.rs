@@ -1,5 +1,7 @@
 //! Answers: JSON bodies, and refusals that say what is wrong and what to do.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -24,6 +26,14 @@ impl Refusal {
 
     pub(super) fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    /// 429 with `Retry-After`.
+    pub(super) fn too_many(code: &'static str, detail: impl Into<String>, retry_after: Duration) -> Self {
+        // Never too early: a second that has begun counts as a whole one.
+        let seconds = retry_after.as_millis().div_ceil(1_000).max(1);
+        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, code, detail);
+        Self { retry_after_s: Some(u32::try_from(seconds).unwrap_or(u32::MAX)), ..refusal }
     }
 
     /// 503 with `Retry-After`.

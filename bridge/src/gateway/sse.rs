@@ -191,6 +191,7 @@ impl EventStream {
                 () = self.drain.begun() => return None,
                 () = subscriber.caller.expired() => {
                     self.ended = true;
+                    self.app.guard.access.note_expired();
                     return Some(error_event(EXPIRED).into());
                 }
                 delivery = self.subscription.next() => Some(delivery),

@@ -208,6 +208,7 @@ impl Client {
                     return Err(End::Close(close_code::AWAY, "the server is stopping"));
                 }
                 () = subscriber.caller.expired() => {
+                    self.app.guard.access.note_expired();
                     return Err(End::Close(close_code::POLICY, sse::EXPIRED));
                 }
                 received = self.socket.recv() => {

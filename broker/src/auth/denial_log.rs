@@ -11,17 +11,17 @@ use crate::record::Timestamp;
 /// Lines in one second; what comes beyond is counted and told with the next line.
 const LINES_PER_SECOND: u32 = 10;
 
-/// Decides which denials are logged.
+/// Decides which of many like events are logged.
 #[derive(Clone, Copy, Debug, Default)]
-struct DenialLog {
+pub(super) struct LogRate {
     second: u64,
     lines: u32,
     unlogged: u64,
 }
 
-impl DenialLog {
-    /// A denial happened at `now`. `Some` if it is to be logged, with the number of those before it that were not.
-    fn note(&mut self, now: Duration) -> Option<u64> {
+impl LogRate {
+    /// One happened at `now`. `Some` if it is to be logged, with the number of those before it that were not.
+    pub(super) fn note(&mut self, now: Duration) -> Option<u64> {
         if now.as_secs() != self.second {
             self.second = now.as_secs();
             self.lines = 0;
@@ -56,7 +56,7 @@ pub struct DenialCounts {
 /// Counts all denials and logs some.
 #[derive(Debug, Default)]
 pub(super) struct Denials {
-    log: Mutex<DenialLog>,
+    log: Mutex<LogRate>,
     publishes: AtomicU64,
     subscriptions: AtomicU64,
 }
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_counted_and_not_logged() {
-        let mut log = DenialLog::default();
+        let mut log = LogRate::default();
         let at = |millis| Duration::from_millis(millis);
         for _ in 0..LINES_PER_SECOND {
             assert_eq!(log.note(at(1_000)), Some(0));

@@ -8,6 +8,7 @@ mod acl_file;
 mod denial_log;
 mod enhanced;
 mod filters;
+mod guesses;
 mod hash;
 mod identity;
 mod password_file;
@@ -21,16 +22,18 @@ mod whole_file;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 pub use acl_file::{AclFile, AclFileError};
 use denial_log::Denials;
 pub use denial_log::{Attempt, DenialCounts};
 pub use enhanced::{Exchange, Method, Step};
+use guesses::Guesses;
+pub use guesses::LoginCounts;
 pub use identity::{Identity, Login};
 pub use password_file::{PasswordFile, PasswordFileError};
 pub use rules::{DefaultRules, Rules, Verdict};
 pub use scram_file::{ScramFile, ScramFileError};
-pub use throttle::Throttle;
 pub use token::{Token, VerifyToken};
 
 use crate::record::Timestamp;
@@ -96,6 +99,7 @@ pub struct Access {
     /// Counts changes of `rules`, so that whoever remembers answers sees at once that they are old.
     rules_version: AtomicU64,
     denials: Denials,
+    guesses: Guesses,
 }
 
 impl Access {
@@ -170,12 +174,39 @@ impl Access {
         self.denials.counts()
     }
 
+    /// Whether logins from `peer` are refused unchecked, and for how long: so many have failed. That it was asked is
+    /// counted, if they are.
+    pub fn wait_of(&self, peer: IpAddr, now: Timestamp) -> Option<Duration> {
+        self.guesses.wait_of(peer, now)
+    }
+
+    /// Counts a login that failed, and logs it unless too much is logged already; says how long the refusal is to
+    /// wait. Addresses are slowed for guesses over MQTT and HTTP together.
+    pub fn login_failed(&self, peer: IpAddr, client: &str, denied: Denied, now: Timestamp) -> Duration {
+        self.guesses.failed(peer, client, denied, now)
+    }
+
+    /// Counts a client that was let in and has failed to prove itself again.
+    pub fn note_not_renewed(&self) {
+        self.guesses.not_renewed();
+    }
+
+    /// Counts a client that was let in and whose token has expired.
+    pub fn note_expired(&self) {
+        self.guesses.expired();
+    }
+
+    /// What has become of logins since the start, whoever they were.
+    pub fn logins(&self) -> LoginCounts {
+        self.guesses.counts()
+    }
+
     fn by_token(&self, token: &str, login: &Login<'_>, now: Timestamp) -> Result<Identity, Denied> {
         let tokens = self.tokens().ok_or(Denied::BadCredentials)?;
         match tokens.verify(token, now) {
             Ok(Token { user, expires }) => Ok(Identity::user(&user, login.client).until(expires)),
             Err(reason) => {
-                tracing::info!(peer = %login.peer, client = login.client, reason, "a token is not believed");
+                self.guesses.disbelieved(login, &reason, now);
                 Err(Denied::BadCredentials)
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! A refusal is answered after a delay that doubles with each failure. At most [`WAITING_MAX`] refusals wait per
 //! address; beyond that, attempts from there are refused at once and unchecked. Who has the right credentials is not
-//! slowed. Pure: time comes in, the delay goes out, waiting is left to the caller.
+//! slowed. Pure: time comes in, the delay goes out, waiting is left to the caller. The clock may be set: what then would
+//! wait longer than ever allowed counts as answered.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
@@ -32,20 +33,23 @@ struct Failures {
 
 /// What is remembered of addresses with failed logins.
 #[derive(Clone, Debug, Default)]
-pub struct Throttle {
+pub(super) struct Throttle {
     addresses: HashMap<IpAddr, Failures>,
 }
 
 impl Throttle {
-    /// Whether so many refusals wait for `peer` that it is not worth a look.
-    pub fn is_full(&self, peer: IpAddr, now: Duration) -> bool {
-        self.addresses
-            .get(&network(peer))
-            .is_some_and(|failures| failures.due.iter().filter(|due| **due > now).count() >= WAITING_MAX)
+    /// For how long so many refusals wait for `peer` that it is not worth a look; `None` if it is.
+    pub(super) fn full_for(&self, peer: IpAddr, now: Duration) -> Option<Duration> {
+        let failures = self.addresses.get(&network(peer))?;
+        let waiting = failures.due.iter().filter(|due| waits(**due, now));
+        if waiting.clone().count() < WAITING_MAX {
+            return None;
+        }
+        waiting.min().map(|due| due.saturating_sub(now))
     }
 
     /// A login from `peer` has failed; says how long the refusal is to wait.
-    pub fn failed(&mut self, peer: IpAddr, now: Duration) -> Duration {
+    pub(super) fn failed(&mut self, peer: IpAddr, now: Duration) -> Duration {
         let network = network(peer);
         if self.addresses.len() >= ADDRESSES_MAX && !self.addresses.contains_key(&network) {
             self.make_room(now);
@@ -59,7 +63,7 @@ impl Throttle {
         let free = if network.is_loopback() { LOOPBACK_FREE } else { 0 };
         let Some(doublings) = failures.count.checked_sub(free + 1) else { return Duration::ZERO };
         let delay = DELAY_MIN.saturating_mul(1 << doublings.min(16)).min(DELAY_MAX);
-        failures.due.retain(|due| *due > now);
+        failures.due.retain(|due| waits(*due, now));
         failures.due.push(now + delay);
         delay
     }
@@ -73,6 +77,11 @@ impl Throttle {
             self.addresses.remove(&quietest);
         }
     }
+}
+
+/// Whether a refusal that is due then has yet to be answered.
+fn waits(due: Duration, now: Duration) -> bool {
+    due > now && due <= now + DELAY_MAX
 }
 
 /// What counts as one address: of IPv6 the first 64 bits, which one customer has to himself.
@@ -131,12 +140,22 @@ mod tests {
         let peer = "192.0.2.1".parse().unwrap();
         let now = SECOND;
         for _ in 0..WAITING_MAX {
-            assert!(!throttle.is_full(peer, now));
+            assert!(throttle.full_for(peer, now).is_none());
             throttle.failed(peer, now);
         }
-        assert!(throttle.is_full(peer, now));
-        assert!(!throttle.is_full("192.0.2.2".parse().unwrap(), now));
-        assert!(!throttle.is_full(peer, now + DELAY_MIN), "the first has been answered");
+        assert_eq!(throttle.full_for(peer, now), Some(DELAY_MIN));
+        assert_eq!(throttle.full_for("192.0.2.2".parse().unwrap(), now), None);
+        assert_eq!(throttle.full_for(peer, now + DELAY_MIN), None, "the first has been answered");
+        let later = 3_600 * SECOND;
+        for _ in 0..WAITING_MAX {
+            throttle.failed(peer, later);
+        }
+        assert!(throttle.full_for(peer, later).is_some());
+        assert_eq!(
+            throttle.full_for(peer, later - 60 * SECOND),
+            None,
+            "a clock that was set back locks nobody out"
+        );
     }
 
     #[test]

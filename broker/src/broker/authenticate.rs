@@ -44,12 +44,7 @@ impl Broker {
     ) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let (peer, version) = (connection.peer, connection.version);
-        self.stats.logins_failed_total += 1;
-        tracing::info!(%peer, client, %denied, "refusing a client");
-        let delay = match denied {
-            Denied::BadCredentials => self.throttle.failed(peer, now.monotonic),
-            Denied::NotAuthorised => Duration::ZERO,
-        };
+        let delay = self.access.login_failed(peer, client, denied, now.wall);
         if delay.is_zero() {
             self.refuse(key, version, reason);
             return;
@@ -185,7 +180,7 @@ impl Broker {
             }
             (Err(denied), None) => {
                 tracing::info!(client, %denied, "a client has failed to prove itself again");
-                self.stats.logins_failed_total += 1;
+                self.access.note_not_renewed();
                 self.disconnect(key, ReasonCode::NotAuthorized, now, log);
             }
         }
@@ -196,7 +191,7 @@ impl Broker {
         let Some(connection) = self.connections.get(key) else { return };
         let before = connection.identity.as_ref().and_then(Identity::name);
         let Some(session) = connection.session.filter(|_| before == identity.name()) else {
-            self.stats.logins_failed_total += 1;
+            self.access.note_not_renewed();
             self.disconnect(key, ReasonCode::NotAuthorized, now, log);
             return;
         };
@@ -246,7 +241,7 @@ impl Broker {
             return;
         }
         tracing::info!(client = identity.client(), "a token has expired: closing its connection");
-        self.stats.credentials_expired_total += 1;
+        self.access.note_expired();
         self.disconnect_saying(key, ReasonCode::MaximumConnectTime, "the token has expired", now, log);
     }
 }

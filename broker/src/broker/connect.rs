@@ -56,8 +56,7 @@ impl Broker {
             self.refuse(key, connect.version, reason);
             return;
         }
-        if self.throttle.is_full(peer, now.monotonic) {
-            self.stats.logins_unchecked_total += 1;
+        if self.access.wait_of(peer, now.wall).is_some() {
             self.refuse(key, connect.version, ReasonCode::ConnectionRateExceeded);
             return;
         }

@@ -104,7 +104,7 @@ pub enum RefusalReason {
     JournalFull,
     /// The journal has failed.
     JournalFailed,
-    /// The publisher may not write to the topic.
+    /// The publisher, over MQTT or HTTP, may not write to the topic.
     Denied,
     /// It was to be retained, and there is no room for more.
     Quota,
@@ -167,10 +167,11 @@ pub struct Stats {
     /// CONNECT packets that were answered with success.
     pub connects_total: u64,
     pub connections_refused_total: u64,
-    /// CONNECT packets refused for who the client is, and proofs that were not renewed.
+    /// Logins refused for who the client is, and proofs that were not renewed, over MQTT or HTTP.
     pub logins_failed_total: u64,
-    /// CONNECT packets refused unchecked after many failed logins.
+    /// Logins refused unchecked after many that failed, over MQTT or HTTP.
     pub logins_unchecked_total: u64,
+    /// Connections and streams that ended because a token had expired.
     pub credentials_expired_total: u64,
     /// Publishes and Wills that the rules did not allow, over MQTT or HTTP.
     pub publishes_denied_total: u64,

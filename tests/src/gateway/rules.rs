@@ -21,12 +21,12 @@ use crate::support::tidegate::{Settings, Tidegate};
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
 /// `Authorization` of the user `name`, whose password is `secret`.
-fn basic(name: &str) -> String {
+pub(super) fn basic(name: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{name}:secret")))
 }
 
 /// A running program with the users `d1` and `d2`, and with these rules.
-async fn appliance(settings: Settings, acl: Option<&str>) -> Tidegate {
+pub(super) async fn appliance(settings: Settings, acl: Option<&str>) -> Tidegate {
     let mut tidegate = Tidegate::prepare(settings);
     let data = tidegate.folder().join("data");
     std::fs::create_dir_all(&data).unwrap();
@@ -49,7 +49,7 @@ fn write_rules(data: &Path, acl: &str) {
 }
 
 /// `Authorization` of the operator.
-fn operator(tidegate: &Tidegate) -> String {
+pub(super) fn operator(tidegate: &Tidegate) -> String {
     let token = std::fs::read_to_string(tidegate.folder().join("data/operator-token")).unwrap();
     format!("Bearer {}", token.trim())
 }
@@ -58,7 +58,7 @@ fn headers(authorization: Option<&str>) -> Vec<(&str, &str)> {
     authorization.map(|value| ("Authorization", value)).into_iter().collect()
 }
 
-async fn get(address: SocketAddr, path: &str, authorization: Option<&str>) -> Reply {
+pub(super) async fn get(address: SocketAddr, path: &str, authorization: Option<&str>) -> Reply {
     http::request(address, "GET", path, &headers(authorization), b"").await.unwrap()
 }
 
@@ -119,7 +119,7 @@ fn assert_denied(reply: &Reply, topic: &str, rule: &str) {
     assert!(detail.contains(topic) && detail.contains(rule), "{detail}");
 }
 
-async fn metric(tidegate: &Tidegate, name: &str) -> u64 {
+pub(super) async fn metric(tidegate: &Tidegate, name: &str) -> u64 {
     let metrics = get(tidegate.http, "/metrics", None).await;
     let line = metrics.text().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap().parse().unwrap()
@@ -144,6 +144,7 @@ async fn a_device_publishes_its_own_topics_and_nothing_else() {
     let line = log.lines().find(|line| line.contains("sensors/d2/t")).unwrap();
     assert!(line.contains("denied") && line.contains("d1") && line.contains(rule), "{line}");
     assert_eq!(metric(&tidegate, "tidegate_mqtt_publishes_denied_total").await, 7);
+    assert_eq!(metric(&tidegate, "tidegate_publishes_refused_total{reason=\"denied\"}").await, 7);
 
     // Whoever is here, and whoever has the token, may do everything, as ever.
     let token = operator(&tidegate);
@@ -405,5 +406,6 @@ async fn a_stream_ends_with_its_token() {
     };
     assert_eq!(u16::from(close.code), 1008);
     assert!(close.reason.contains("expired"), "{close}");
+    assert_eq!(metric(&tidegate, "tidegate_mqtt_credentials_expired_total").await, 2);
     assert_eq!(get(address, "/", Some(&bearer)).await.status, 401);
 }

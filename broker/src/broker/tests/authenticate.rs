@@ -223,9 +223,11 @@ fn wrong_passwords_are_answered_later_and_later() {
         rig.send(&client, |out| encode::connect(out, &wrong));
         assert_eq!(rig.seen(&client), []);
         rig.now.monotonic += Duration::from_millis(delay - 1);
+        rig.now.wall.0 += delay - 1;
         rig.pass(0);
         assert_eq!(rig.seen(&client), []);
         rig.now.monotonic += Duration::from_millis(1);
+        rig.now.wall.0 += 1;
         rig.pass(0);
         assert_eq!(rig.seen(&client), refused(ReasonCode::BadUserNameOrPassword));
     }
