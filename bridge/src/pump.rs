@@ -133,6 +133,8 @@ pub struct Progress {
     pub entries: u64,
     /// Records among the batches that were completed, control entries not counted.
     pub records: u64,
+    /// Entries in gaps of the journal that were passed: they are lost.
+    pub lost: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,6 +155,7 @@ struct InFlight {
     end: Offset,
     bytes: usize,
     records: u64,
+    lost: u64,
     time: Timestamp,
 }
 
@@ -245,6 +248,7 @@ impl Pump {
             end: batch.end(),
             bytes: batch.entries_bytes(),
             records: batch.records_count(),
+            lost: batch.lost(),
             time: batch.time(),
         });
         (Some(batch), lost)
@@ -270,11 +274,12 @@ impl Pump {
     pub fn handle_confirmed(&mut self, to: Offset) -> Progress {
         assert!(self.confirmed <= to, "a confirmation cannot be taken back");
         assert!(to <= self.next, "only what was written can be confirmed");
-        let mut progress = Progress { entries: to.since(self.confirmed), records: 0 };
+        let mut progress = Progress { entries: to.since(self.confirmed), records: 0, lost: 0 };
         while let Some(batch) = self.in_flight.front().copied().filter(|batch| batch.end <= to) {
             self.in_flight.pop_front();
             self.in_flight_bytes -= batch.bytes;
             progress.records += batch.records;
+            progress.lost += batch.lost;
         }
         if self.confirmed < to {
             self.backoff.reset();

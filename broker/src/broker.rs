@@ -47,7 +47,7 @@ pub use self::limits::{Limit, LimitCounts, Limits, RateAction};
 pub use self::outbox::{Outbox, SHARED_BYTES_MIN};
 use self::rate::{Bucket, Rates};
 pub use self::rate::{Gauges, REFUSED_CONNECTIONS_MAX};
-pub use self::restore::RestoreError;
+pub use self::restore::{RestoreError, checkpoint_offset};
 use self::shared::Group;
 pub use self::stats::{Counts, DropReason, RefusalReason, Stats};
 use self::system::{Ending, System};

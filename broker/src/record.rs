@@ -414,6 +414,7 @@ impl BatchBuilder {
             count: self.count,
             time: self.time,
             entries: whole.slice(self.header_bytes..),
+            lost: false,
         };
         (whole, batch)
     }
@@ -437,7 +438,9 @@ pub struct Batch {
     base: Offset,
     count: u32,
     time: Timestamp,
+    /// Empty only in a gap.
     entries: Bytes,
+    lost: bool,
 }
 
 impl Batch {
@@ -455,7 +458,22 @@ impl Batch {
         if !rest.is_empty() {
             return Err(MalformedBatch { index: count });
         }
-        Ok(Self { base, count, time, entries })
+        Ok(Self { base, count, time, entries, lost: false })
+    }
+
+    /// A gap: `count` offsets without entries. What they held is lost, or it was left out on purpose.
+    pub const fn gap(base: Offset, count: u32, time: Timestamp, lost: bool) -> Self {
+        Self { base, count, time, entries: Bytes::new(), lost }
+    }
+
+    /// Whether it holds offsets and no entries. Whoever reads passes it like any other batch.
+    pub const fn is_gap(&self) -> bool {
+        self.entries.is_empty() && self.count > 0
+    }
+
+    /// How many entries are lost in it: none, except in a gap that a repair has left.
+    pub const fn lost(&self) -> u64 {
+        if self.lost { self.count as u64 } else { 0 }
     }
 
     /// The offset of the first entry.
@@ -468,7 +486,7 @@ impl Batch {
         self.base.plus(self.count as u64)
     }
 
-    /// How many entries it holds, control entries included.
+    /// How many offsets it takes: of its entries, control entries included, or of a gap.
     pub const fn count(&self) -> u32 {
         self.count
     }
@@ -502,11 +520,19 @@ impl Batch {
         if offset <= self.base {
             return self.clone();
         }
+        if self.is_gap() {
+            let passed = u32::try_from(offset.since(self.base)).unwrap_or(u32::MAX).min(self.count);
+            return Self {
+                base: self.base.plus(u64::from(passed)),
+                count: self.count - passed,
+                ..self.clone()
+            };
+        }
         let rest = self.entries_from(offset);
         let passed =
             u32::try_from(rest.offset.since(self.base)).expect("a batch has at most u32::MAX entries");
         let entries = self.entries.slice(rest.position..);
-        Self { base: rest.offset, count: self.count - passed, time: self.time, entries }
+        Self { base: rest.offset, count: self.count - passed, time: self.time, entries, lost: false }
     }
 
     /// The entries from `place` on, which must be of this batch.
@@ -636,6 +662,16 @@ fn parse_entry(bytes: &[u8], base: Timestamp) -> Option<Entry<'_>> {
         KIND_CONTROL => Some(Entry::Control(body)),
         _ => None,
     }
+}
+
+/// The entries at the front of `bytes`, which may be garbled: as far as they look like entries. For estimates only.
+pub(crate) fn entries_that_seem(mut bytes: &[u8]) -> impl Iterator<Item = Entry<'_>> {
+    std::iter::from_fn(move || {
+        let rest = check_entry(bytes)?;
+        let entry = &bytes[LENGTH_BYTES..bytes.len() - rest.len()];
+        bytes = rest;
+        parse_entry(entry, Timestamp::default())
+    })
 }
 
 /// The rest behind the first entry of `bytes`, if that entry is whole and well-formed.

@@ -57,6 +57,8 @@ pub(crate) struct Queue {
     reader: Reader,
     read: VecDeque<Waiting>,
     device_id: String,
+    /// Lost entries before it are counted.
+    lost_before: Offset,
 }
 
 impl Queue {
@@ -85,7 +87,15 @@ impl Queue {
         journal.on_durable(move |_| durable.notify_one());
         let cursor = journal.cursor(CURSOR, StartAt::Oldest)?;
         let reader = journal.reader(cursor.position());
-        Ok(Self { journal, appender, cursor, reader, read: VecDeque::new(), device_id: device_id.to_owned() })
+        Ok(Self {
+            journal,
+            appender,
+            cursor,
+            reader,
+            read: VecDeque::new(),
+            device_id: device_id.to_owned(),
+            lost_before: Offset(0),
+        })
     }
 
     /// Takes `reading` in; it is not on disk before [`Queue::durable_end`] is behind the offset returned.
@@ -148,6 +158,11 @@ impl Queue {
         while self.read.is_empty() {
             let from = self.reader.offset();
             let Some(batch) = self.reader.next()? else { return Ok(None) };
+            if batch.lost() > 0 && batch.end() > self.lost_before {
+                // A repair has left them out. After a rewind they are met again and not counted again.
+                self.cursor.count_lost(batch.lost());
+                self.lost_before = batch.end();
+            }
             self.read.extend(waiting_in(&batch, from));
         }
         Ok(self.read.pop_front())

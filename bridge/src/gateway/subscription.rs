@@ -225,6 +225,13 @@ fn read_chunk(
             }
             break;
         }
+        if batch.is_gap() {
+            if events.is_empty() {
+                let delivery = Delivery::Gap { from: next, to: batch.end() };
+                return Ok(Chunk { source, next: batch.end(), delivery, at_end: false });
+            }
+            break;
+        }
         scanned += batch.entries_bytes();
         let mut entries = batch.entries_from(next);
         while bytes < CHUNK_BYTES

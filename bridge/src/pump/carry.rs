@@ -157,6 +157,9 @@ impl<'a> Carrier<'a> {
             result = heard(sink, confirmation), if confirmation || idle => match result {
                 Ok(to) => {
                     let progress = self.pump.handle_confirmed(to);
+                    if progress.lost > 0 {
+                        self.cursor.count_lost(progress.lost);
+                    }
                     let now = self.now();
                     self.report.progressed(progress, now);
                 }

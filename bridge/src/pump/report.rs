@@ -113,6 +113,14 @@ impl Reporter {
             self.rejected = rejected;
             self.rejected_at = Some(now);
         }
+        if progress.lost > 0 {
+            let (sink, lost) = (self.part.name(), progress.lost);
+            self.lost.increment(lost);
+            tracing::error!(
+                sink,
+                "{lost} entries are lost since the journal was repaired, before {sink} had them; it goes on behind them"
+            );
+        }
         self.delivered.increment(progress.records.saturating_sub(newly_rejected));
         if progress.entries > 0 {
             self.working(now);

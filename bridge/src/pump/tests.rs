@@ -60,6 +60,22 @@ fn no_more_than_the_window_is_in_flight() {
 }
 
 #[test]
+fn a_gap_is_passed_like_a_batch_and_its_loss_is_counted_once_it_is_behind() {
+    let mut pump = connected(0, 9);
+    write(&mut pump, 0, 2);
+    for (base, lost) in [(2, true), (7, false)] {
+        assert_eq!(pump.poll(NOW), Action::Read(Offset(base)));
+        let (gap, trimmed) = pump.handle_batch(Batch::gap(Offset(base), 5, Timestamp(0), lost));
+        assert!(gap.is_some_and(|gap| gap.is_gap()));
+        assert_eq!(trimmed, 0);
+    }
+    assert_eq!(pump.handle_confirmed(Offset(2)).lost, 0);
+    let progress = pump.handle_confirmed(Offset(12));
+    assert_eq!((progress.entries, progress.records, progress.lost), (10, 0, 5));
+    assert_eq!(pump.poll(NOW), Action::Read(Offset(12)));
+}
+
+#[test]
 fn one_batch_may_be_in_flight_however_large() {
     let mut pump = Pump::new(Offset(0), Limits { batches: 9, bytes: 1 });
     pump.handle_connected(None, Offset(0), Offset(100));

@@ -334,6 +334,14 @@ impl Broker {
             self.stats.publishes_dropped.add(DropReason::Trimmed, trimmed);
             next = batch.base();
         }
+        if batch.is_gap() {
+            let lost = batch.starting_at(next).lost();
+            if lost > 0 {
+                tracing::warn!(client = %session.client, lost, "a session passes entries that are lost since the journal was repaired");
+                self.stats.publishes_dropped.add(DropReason::Trimmed, lost);
+            }
+            next = next.max(batch.end());
+        }
         for (place, entry) in batch.entries_from(next) {
             if place.offset >= durable_end {
                 break;

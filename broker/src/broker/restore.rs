@@ -91,6 +91,19 @@ enum SavedSource<'a> {
     Shared(Offset, #[serde(borrow)] Cow<'a, str>),
 }
 
+/// The offset that a checkpoint is of, if all of it can be read.
+pub fn checkpoint_offset(bytes: &[u8]) -> Result<Offset, RestoreError> {
+    let (format, _) = postcard::take_from_bytes::<u32>(bytes)?;
+    if ![FORMAT_WITHOUT_GROUPS, FORMAT].contains(&format) {
+        return Err(RestoreError::Format(format));
+    }
+    let (checkpoint, rest): (Checkpoint<'_>, _) = postcard::take_from_bytes(bytes)?;
+    if format != FORMAT_WITHOUT_GROUPS {
+        let _: Vec<SavedGroup<'_>> = postcard::from_bytes(rest)?;
+    }
+    Ok(checkpoint.offset)
+}
+
 impl Broker {
     /// The state after every entry before `offset`, which must be the end of what was accepted.
     pub fn checkpoint(&self, offset: Offset) -> Vec<u8> {

@@ -485,8 +485,9 @@ impl Broker {
     /// Gives records that came back, and that lie in `batch`, to other members.
     fn give_returned(&mut self, key: Key, batch: &Batch, now: Now, log: &mut dyn Append) {
         let Some(group) = self.groups.get_mut(key) else { return };
-        // The batch was read for the first of them; if that lies below it, it was trimmed.
-        let kept = group.returned.split_off(&batch.base());
+        // The batch was read for the first of them; if that lies below it, it was trimmed, and in a gap it is lost.
+        let kept_from = if batch.is_gap() { batch.end() } else { batch.base() };
+        let kept = group.returned.split_off(&kept_from);
         let trimmed = std::mem::replace(&mut group.returned, kept).len();
         if trimmed > 0 {
             tracing::warn!(share = %group.share, trimmed, "records of a shared subscription were trimmed before another member took them");
@@ -518,6 +519,10 @@ impl Broker {
             tracing::warn!(share = %group.share, trimmed, "a shared subscription was too far behind: records were trimmed before it read them");
             self.dropped(DropReason::Trimmed, trimmed);
             next = batch.base();
+        }
+        if batch.is_gap() {
+            self.dropped(DropReason::Trimmed, batch.starting_at(next).lost());
+            next = next.max(batch.end());
         }
         for (place, entry) in batch.entries_from(next) {
             if place.offset >= durable_end {

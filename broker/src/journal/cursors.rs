@@ -194,7 +194,14 @@ impl Cursors {
         let mut all = self.all();
         all.retain(|(name, _)| without != Some(name));
         let saved: Vec<_> = all.iter().map(|(_, state)| state.position().min(ends.positions)).collect();
-        let result = storage::replace_file(storage, FILE, &encode(id, ends.synced, &all, &saved));
+        let positions = all.iter().zip(&saved);
+        let cursors = positions.map(|((name, state), position)| SavedCursor {
+            name: name.clone(),
+            position: *position,
+            skipped: state.skipped(),
+        });
+        let file = Saved { id, synced: ends.synced, cursors: cursors.collect() };
+        let result = storage::replace_file(storage, FILE, &encode(&file));
         let behind = all.iter().zip(&saved).any(|((_, state), saved)| state.position() > *saved);
         if result.is_err() || behind {
             self.soil();
@@ -207,26 +214,32 @@ impl Cursors {
     }
 }
 
-fn encode(id: JournalId, synced: Offset, all: &[(String, Arc<State>)], saved: &[Offset]) -> Vec<u8> {
+/// The content of the file.
+pub(super) fn encode(saved: &Saved) -> Vec<u8> {
     let mut bytes = vec![0; HEADER_BYTES];
-    bytes.extend(id.0.to_le_bytes());
-    bytes.extend(synced.0.to_le_bytes());
-    bytes.extend(
-        u32::try_from(all.len()).expect("fewer than 4 billion cursors fit into memory").to_le_bytes(),
-    );
-    for ((name, state), saved) in all.iter().zip(saved) {
-        bytes.extend(saved.0.to_le_bytes());
-        bytes.extend(state.skipped().to_le_bytes());
-        bytes.extend(
-            u16::try_from(name.len()).expect("names are checked when cursors are made").to_le_bytes(),
-        );
-        bytes.extend(name.as_bytes());
+    bytes.extend(saved.id.0.to_le_bytes());
+    bytes.extend(saved.synced.0.to_le_bytes());
+    let count = u32::try_from(saved.cursors.len()).expect("fewer than 4 billion cursors fit into memory");
+    bytes.extend(count.to_le_bytes());
+    for cursor in &saved.cursors {
+        let name_bytes = u16::try_from(cursor.name.len()).expect("names are checked when cursors are made");
+        bytes.extend(cursor.position.0.to_le_bytes());
+        bytes.extend(cursor.skipped.to_le_bytes());
+        bytes.extend(name_bytes.to_le_bytes());
+        bytes.extend(cursor.name.as_bytes());
     }
     let crc = format::crc(0, &bytes[HEADER_BYTES..]);
     bytes[0..8].copy_from_slice(&MAGIC);
     bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     bytes
+}
+
+/// What a file whose checksum is wrong seems to say; nothing of it can be relied on.
+pub(super) fn that_seem(bytes: &[u8]) -> Vec<(String, Offset)> {
+    let Some(body) = bytes.get(HEADER_BYTES..) else { return Vec::new() };
+    let seems = decode_body(body).map(|saved| saved.cursors).unwrap_or_default();
+    seems.into_iter().map(|cursor| (cursor.name, cursor.position)).collect()
 }
 
 /// What the file holds. `Err` says at which byte it is damaged.
@@ -238,9 +251,13 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Saved, usize> {
     if format::u32_at(header, 12) != format::crc(0, body) {
         return Err(12);
     }
+    decode_body(body)
+}
+
+fn decode_body(body: &[u8]) -> Result<Saved, usize> {
     let mut rest = body;
     let mut take = |count: usize| -> Result<&[u8], usize> {
-        let (taken, left) = rest.split_at_checked(count).ok_or(bytes.len())?;
+        let (taken, left) = rest.split_at_checked(count).ok_or(HEADER_BYTES + body.len())?;
         rest = left;
         Ok(taken)
     };
@@ -304,12 +321,29 @@ impl Cursor {
         Ok(())
     }
 
+    /// Puts the cursor called `name` at `to`, also back, and saves it; it is made if there is none. `skipped` entries
+    /// are counted as lost to it.
+    pub(super) fn place(shared: &Shared, name: &str, to: Offset, skipped: u64) -> Result<(), CursorError> {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            return Err(CursorError::Name { bytes: name.len() });
+        }
+        let (start, end) = (shared.start(), shared.durable_end());
+        if to < start || to > end {
+            return Err(CursorError::Outside { to, start, end });
+        }
+        let (state, _) = shared.cursors.entry(name, || to);
+        state.position.store(to.0, Ordering::Release);
+        state.saved.fetch_min(to.0, Ordering::AcqRel);
+        state.skipped.fetch_add(skipped, Ordering::Relaxed);
+        Ok(shared.save_cursors(None)?)
+    }
+
     /// Every entry before it is done.
     pub fn position(&self) -> Offset {
         self.state.position()
     }
 
-    /// Entries that were trimmed before it had read them.
+    /// Entries that were trimmed or lost before it had read them.
     pub fn skipped(&self) -> u64 {
         self.state.skipped()
     }
@@ -322,6 +356,14 @@ impl Cursor {
             return;
         }
         if self.shared.cursors.soil() || to.0 >= self.shared.trim_wanted.load(Ordering::Acquire) {
+            self.shared.handover.poke();
+        }
+    }
+
+    /// Counts entries that are lost to it although they were not trimmed: those of a gap that it has passed.
+    pub fn count_lost(&self, entries: u64) {
+        self.state.skipped.fetch_add(entries, Ordering::Relaxed);
+        if self.shared.cursors.soil() {
             self.shared.handover.poke();
         }
     }

@@ -1,7 +1,7 @@
 //! What the bytes of a segment mean.
 //!
 //! A segment is one [`SegmentHeader`] and then frames without gaps. A [`Frame`] is a header of [`FRAME_BYTES`]
-//! and a body; batches, marks and the footer of a sealed segment are all frames. All integers are
+//! and a body; batches, marks, gaps and the footer of a sealed segment are all frames. All integers are
 //! little-endian.
 //!
 //! ```text
@@ -9,6 +9,7 @@
 //!                  | u64 created, ms | u32 salt | 12 zero bytes
 //! frame header:    u32 magic | u32 crc of bytes 8..48 | u32 crc of the body | u32 body bytes | u64 base offset
 //!                  | u64 time, ms | u64 durable before | u32 count | u8 kind | 3 zero bytes
+//! gap body:        u8: 1 = its entries are lost, 0 = its offsets are left out
 //! footer body:     (u64 offset, u64 file position)* | topic summary | u32 bytes of it | 4 zero bytes | u64 end offset
 //!                  | u64 newest, ms | u64 footer position | magic[8]
 //! ```
@@ -104,6 +105,18 @@ pub(super) enum Kind {
     Mark = 2,
     /// The last frame of a sealed segment: its sparse index.
     Footer = 3,
+    /// No entries, although it has `count` offsets: they are lost, or left out, and stay unused for ever.
+    Gap = 4,
+}
+
+/// The body of a gap.
+pub(super) const fn gap_body(lost: bool) -> [u8; 1] {
+    [lost as u8]
+}
+
+/// Whether the entries of the gap with this body are lost, and not only left out.
+pub(super) fn gap_is_loss(body: &[u8]) -> bool {
+    body != gap_body(false)
 }
 
 /// The header of a frame.
@@ -148,6 +161,7 @@ impl Frame {
             1 => Kind::Batch,
             2 => Kind::Mark,
             3 => Kind::Footer,
+            4 => Kind::Gap,
             _ => return None,
         };
         Some(Self {

@@ -15,16 +15,24 @@
 
 mod appender;
 mod cursors;
+mod export;
+mod forgiving;
 mod format;
+pub mod inspect;
 mod memory;
 mod reader;
+mod readonly;
 mod recovery;
+pub mod repair;
+mod salt;
 mod segment;
+mod segment_writer;
 mod storage;
 mod tail;
 #[cfg(test)]
 mod tests;
 mod topics;
+mod walk;
 mod writer;
 
 use std::collections::VecDeque;
@@ -40,7 +48,9 @@ pub use appender::Appender;
 use appender::Handover;
 pub use cursors::Cursor;
 use cursors::{Cursors, Ends};
+pub use export::{Exported, export};
 pub use reader::Reader;
+pub use readonly::ReadOnlyFolder;
 use segment::Segment;
 pub use storage::{Call, FileStorage, MemoryStorage, Storage, StorageFile, read_file, replace_file};
 use tail::Tail;
@@ -130,7 +140,7 @@ pub enum OpenError {
     /// Entries that had been acknowledged are not readable, or nobody can know whether they are.
     #[error(
         "{file} is damaged at byte {at}: {found}. To go on without loss restore the journal's folder from a copy; to \
-         go on without what it holds, move the whole folder away"
+         go on with everything that is still readable run `tidegate journal repair`, which first tells what is lost"
     )]
     Damaged {
         /// Which file.
@@ -172,7 +182,8 @@ pub enum ReadError {
     },
     /// What was read is not what was written.
     #[error(
-        "{file} is damaged at byte {at}: {found}. Restore it from a copy; until then nothing behind it is read"
+        "{file} is damaged at byte {at}: {found}. Until it is restored from a copy, or `tidegate journal repair` has been \
+         run on the stopped appliance, nothing behind it is read"
     )]
     Damaged {
         /// Which file.
@@ -199,6 +210,16 @@ pub enum CursorError {
     /// There is no such cursor.
     #[error("there is no cursor `{0}`")]
     Unknown(String),
+    /// The journal holds no such place.
+    #[error("the journal holds entries {start} to {end} (the next one), and so no cursor can be at {to}")]
+    Outside {
+        /// Where it was to be.
+        to: Offset,
+        /// The oldest entry.
+        start: Offset,
+        /// The durable end.
+        end: Offset,
+    },
     /// Not a cursor's name.
     #[error("a cursor's name has 1 to 1024 bytes, not {bytes}")]
     Name {
@@ -206,6 +227,9 @@ pub enum CursorError {
         bytes: usize,
     },
 }
+
+/// The version of the files that are written; older ones are read.
+pub const FORMAT: u32 = format::VERSION;
 
 /// Identifies a journal for as long as its folder lives; random, made when the folder is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -231,7 +255,7 @@ pub struct CursorStatus {
     pub position: Offset,
     /// Bytes between it and the durable end, from segment sizes.
     pub lag_bytes: u64,
-    /// Entries trimmed before it had read them.
+    /// Entries trimmed or lost before it had read them.
     pub skipped: u64,
 }
 
@@ -387,6 +411,16 @@ impl Journal {
     /// If there is none, or the file cannot be written; then the cursor stays.
     pub fn remove_cursor(&self, name: &str) -> Result<(), CursorError> {
         Cursor::remove(&self.shared, name)
+    }
+
+    /// Puts the cursor called `name` at `to`, also back, and saves it; it is made if there is none. `skipped` entries
+    /// are counted as lost to it. For tools: nobody may be using the cursor.
+    ///
+    /// # Errors
+    ///
+    /// If the journal holds no such place, the name is none, or the file cannot be written.
+    pub fn place_cursor(&self, name: &str, to: Offset, skipped: u64) -> Result<(), CursorError> {
+        Cursor::place(&self.shared, name, to, skipped)
     }
 
     /// What it looks like now.

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::format::{Footer, Frame, Kind};
+use super::format::{self, Footer, Frame, Kind};
 use super::segment::{Found, FrameReader, Segment};
 use super::{ReadError, Shared, TopicSummary};
 use crate::plant::{self, Bug};
@@ -12,7 +12,8 @@ use crate::record::{Batch, Offset};
 /// Reads batches from an offset up to the durable end: from memory at the tail, else from segments.
 ///
 /// Batches come in order and without gaps, each beginning where the one before ended. Only where entries were
-/// trimmed before they were read does a reader go on at the oldest kept one, and counts what it missed.
+/// trimmed before they were read does a reader go on at the oldest kept one, and counts what it missed. What a repair
+/// could not save comes as a [gap](Batch::is_gap), so that everybody who reads passes it and can count it.
 #[derive(Debug)]
 pub struct Reader {
     shared: Arc<Shared>,
@@ -177,10 +178,15 @@ impl Reader {
 }
 
 fn batch(frame: &Frame, body: bytes::Bytes, offset: Offset) -> Result<Batch, String> {
-    if frame.kind != Kind::Batch || frame.base > offset {
-        return Err(format!("entry {offset} is missing"));
+    match frame.kind {
+        Kind::Batch if frame.base <= offset => {
+            Batch::from_encoded(frame.base, frame.count, frame.time, body).map_err(|error| error.to_string())
+        }
+        Kind::Gap if frame.base <= offset => {
+            Ok(Batch::gap(frame.base, frame.count, frame.time, format::gap_is_loss(&body)))
+        }
+        Kind::Batch | Kind::Gap | Kind::Mark | Kind::Footer => Err(format!("entry {offset} is missing")),
     }
-    Batch::from_encoded(frame.base, frame.count, frame.time, body).map_err(|error| error.to_string())
 }
 
 fn locate(shared: &Shared, offset: Offset) -> Result<Place, ReadError> {

@@ -274,7 +274,7 @@ impl Scan {
         }
         self.durable_before = self.durable_before.max(frame.durable_before);
         match frame.kind {
-            Kind::Batch => {
+            Kind::Batch | Kind::Gap => {
                 self.batches_end = self.position + frame.bytes() as u64;
                 self.segment.remember(frame.base, self.position);
                 self.newest = Timestamp(self.newest.0.max(frame.time.0));

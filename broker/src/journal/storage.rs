@@ -73,7 +73,7 @@ pub fn read_file(file: &dyn StorageFile) -> io::Result<Vec<u8>> {
     Ok(buffer)
 }
 
-const LOCK_FILE: &str = "lock";
+pub(super) const LOCK_FILE: &str = "lock";
 /// Payloads and who sent them are nobody else's business.
 const OWNER_ONLY: u32 = 0o600;
 

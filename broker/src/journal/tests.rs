@@ -4,6 +4,7 @@ mod damage;
 mod faults;
 mod limits;
 mod opening;
+mod repair;
 mod threads;
 mod topics;
 mod world;

@@ -132,7 +132,7 @@ impl Rig {
                 let holds = |batch: &&Batch| {
                     let may_match =
                         |record: &Record<'_>| filters.iter().any(|filter| filter.matches(record.topic));
-                    batch.records().any(|(at, record)| at >= offset && may_match(&record))
+                    batch.is_gap() || batch.records().any(|(at, record)| at >= offset && may_match(&record))
                 };
                 let behind = self.log.batches.iter().filter(|batch| offset < batch.end());
                 let next = behind.clone().find(holds).map_or(self.log.durable_end(), Batch::base).max(offset);

@@ -2,8 +2,9 @@
 
 use super::rig::{Seen, delivery};
 use super::{Client, Rig};
+use crate::broker::DropReason;
 use crate::mqtt::{Connect, Disconnect, ReasonCode, Version, Will, WireProperties, encode};
-use crate::record::{Properties, Qos};
+use crate::record::{Batch, Properties, Qos};
 use crate::topic::TopicName;
 
 const QOS1: Qos = Qos::AtLeastOnce;
@@ -66,6 +67,38 @@ fn an_offline_session_gets_everything_when_it_returns() {
         rig.publish(&publisher, "a/c", "live", QOS1, 4);
         rig.sync();
         assert_eq!(rig.seen(&keeper), [delivery("a/c", "live", 1, 4)]);
+    }
+}
+
+/// A repair has left a gap where the second record was, and one at the end.
+#[test]
+fn a_session_and_a_group_go_on_behind_entries_that_are_lost() {
+    // A group passes the gaps beside its member.
+    for (filter, counted) in [("a/#", 2), ("$share/group/a/#", 4)] {
+        let mut rig = Rig::new();
+        let (keeper, _) = rig.keeper("keeper");
+        rig.subscribe(&keeper, filter, QOS1);
+        rig.close(keeper);
+        rig.sync();
+        let publisher = rig.client(Version::V311, "publisher");
+        for number in 1..=4 {
+            rig.publish(&publisher, "a/b", &number.to_string(), QOS1, number);
+            rig.sync();
+        }
+        let count = rig.log.batches.len();
+        for lost in [count - 3, count - 1] {
+            let batch = rig.log.batches[lost].clone();
+            rig.log.batches[lost] = Batch::gap(batch.base(), batch.count(), batch.time(), true);
+        }
+        rig.crash(None);
+        let (keeper, seen) = rig.keeper("keeper");
+        let delivered: Vec<_> = seen.into_iter().skip(1).collect();
+        assert_eq!(delivered, [delivery("a/b", "1", 1, 1), delivery("a/b", "3", 1, 2)], "{filter}");
+        assert_eq!(rig.broker.stats().publishes_dropped.of(DropReason::Trimmed), counted, "{filter}");
+        let publisher = rig.client(Version::V311, "publisher");
+        rig.publish(&publisher, "a/b", "new", QOS1, 1);
+        rig.sync();
+        assert_eq!(rig.seen(&keeper), [delivery("a/b", "new", 1, 3)], "{filter}");
     }
 }
 
