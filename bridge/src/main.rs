@@ -1,7 +1,7 @@
 //! The program `tidegate`: arguments, environment, exit codes.
 //!
 //! Every failure is told on stderr in a line that says what to do, and ends with a code of `sysexits.h`: 64 a mistake
-//! in the configuration or the command, 69 something needed is taken or away, 70 our own mistake, 74 files.
+//! in the configuration or the command, 65 a damaged journal, 69 something needed is taken or away, 70 our own mistake, 74 files.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -63,7 +63,7 @@ enum Command {
     Check(commands::check::Arguments),
     /// Add, change or remove a user in the password file.
     Passwd(commands::passwd::Arguments),
-    /// Look into the journal of an appliance that does not run.
+    /// Look into the journal of an appliance that does not run, check it, copy from it, repair it.
     Journal(commands::journal::Arguments),
 }
 
@@ -76,11 +76,16 @@ struct Failure {
 
 impl Failure {
     const USAGE: u8 = 64;
+    const DAMAGED: u8 = 65;
     const TAKEN: u8 = 69;
     const FILES: u8 = 74;
 
     fn usage(message: impl ToString) -> Self {
         Self { code: Self::USAGE, message: message.to_string() }
+    }
+
+    fn damaged(message: impl ToString) -> Self {
+        Self { code: Self::DAMAGED, message: message.to_string() }
     }
 
     fn taken(message: impl ToString) -> Self {

@@ -14,6 +14,7 @@ mod fuzz;
 mod fuzz_corpus;
 mod gateway;
 mod hostile;
+mod journal_tools;
 mod kafka;
 mod limits;
 mod makers;

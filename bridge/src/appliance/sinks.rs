@@ -103,7 +103,7 @@ impl Sinks {
             if NAMES.contains(&name) && !is_on(name) {
                 tracing::warn!(
                     "{name} is switched off but was on before: the journal keeps what it has not delivered ({} bytes) \
-                     until it is on again; `tidegate journal forget {name}` lets go of it",
+                     until it is on again; `tidegate journal cursors remove {name}` lets go of it",
                     cursor.lag_bytes
                 );
             }

@@ -116,13 +116,16 @@ pub(super) enum CursorsFile {
     Foreign,
 }
 
+/// Says what is wrong with the body of a control entry, whose meaning is the broker's.
+pub type CheckControl<'a> = &'a dyn Fn(&[u8]) -> Result<(), String>;
+
 /// What is known from outside of the journal's folder.
 #[derive(Clone, Copy, Default)]
 pub struct Outside<'a> {
     /// The offset of the checkpoint: everything before it was on disk.
     pub checkpoint: Option<Offset>,
     /// Says what is wrong with the body of a control entry.
-    pub control: Option<&'a dyn Fn(&[u8]) -> Result<(), String>>,
+    pub control: Option<CheckControl<'a>>,
 }
 
 impl std::fmt::Debug for Outside<'_> {

@@ -207,6 +207,11 @@ impl ActiveSegment {
         }
     }
 
+    /// As [`ActiveSegment::note_topics`], of records that are lost.
+    pub(super) fn note_unknown_topics(&mut self) {
+        self.topics.note_unknown();
+    }
+
     /// Writes a mark: proof for a later recovery that everything before `end` was synced.
     pub(super) fn mark(&mut self, end: Offset, time: Timestamp) -> io::Result<()> {
         let mut frame = [0; FRAME_BYTES];

@@ -46,6 +46,9 @@ impl<'a> SegmentWriter<'a> {
 
     /// Leaves the offsets up to `to` without entries.
     pub(super) fn gap_to(&mut self, to: Offset, lost: bool) -> io::Result<()> {
+        if lost && self.end < to {
+            self.active.note_unknown_topics();
+        }
         while self.end < to {
             let count = u32::try_from(to.since(self.end)).unwrap_or(u32::MAX);
             let place = FramePlace { base: self.end, count, time: self.newest, durable_before: self.end };

@@ -49,6 +49,12 @@ impl Topics {
         }
     }
 
+    /// Records whose topics nobody knows were in the segment: who looks for them is to find the gap.
+    pub(super) fn note_unknown(&mut self) {
+        self.too_many = true;
+        self.parts = HashSet::new();
+    }
+
     fn add(&mut self, topic: &[u8]) {
         let mut run = Hash::START;
         for (number, level) in topic.split(|&byte| byte == b'/').enumerate() {
