@@ -181,13 +181,6 @@ struct Appliance {
 impl Appliance {
     fn start(config: &Config, runtime: &Runtime) -> Result<Self, StartError> {
         let open_files = folder::raise_open_files();
-        if (config.mqtt.limits.connections as u64).saturating_add(64) > open_files {
-            tracing::info!(
-                "this process may open {open_files} files, fewer than mqtt.max_connections ({}) needs: raise \
-                 LimitNOFILE or ulimit -n",
-                config.mqtt.limits.connections
-            );
-        }
         let metrics = metrics(runtime)?;
         folder::make(&config.data_dir)?;
         let access_files = AccessFiles::open(config)?;
@@ -231,6 +224,7 @@ impl Appliance {
             metrics: Some(metrics),
         };
         let gateway = runtime.block_on(gateway::start(config.http.clone(), wiring))?;
+        tell_of_few_files(config, open_files);
         Ok(Self { journal, watch, access_files, certificates, server, sinks, gateway })
     }
 
@@ -289,6 +283,17 @@ impl From<gateway::StartError> for StartError {
                 Self::Internal { part: "the HTTP gateway", error: error.to_string() }
             }
         }
+    }
+}
+
+/// Told once everything runs: the reason of a failed start stands alone.
+fn tell_of_few_files(config: &Config, open_files: u64) {
+    let connections = config.mqtt.limits.connections;
+    if (connections as u64).saturating_add(64) > open_files {
+        tracing::info!(
+            "this process may open {open_files} files, fewer than mqtt.max_connections ({connections}) needs: raise \
+             LimitNOFILE or ulimit -n"
+        );
     }
 }
 
