@@ -203,7 +203,8 @@ fn probe(
 ) -> Result<JoinHandle<Result<Vec<Duration>>>> {
     let mut stream = link::open(address, "probe")?;
     let mut publish = Vec::new();
-    wire::put_publish(&mut publish, "probe/one", Some(1), [b"22.5", b""]);
+    // The subscriber of the load, to `#`, does not see it [MQTT-4.7.2-1].
+    wire::put_publish(&mut publish, "$probe/one", Some(1), [b"22.5", b""]);
     Ok(std::thread::spawn(move || {
         let mut took = Vec::new();
         let mut answer = [0; 4];
