@@ -2,7 +2,8 @@
 //!
 //! It numbers its publishes from 0, sends them in order, holds each until the broker has taken it over (PUBACK; at QoS 2
 //! PUBREC), and after a lost connection sends what is still open again, in the original order: publishes with DUP, releases as
-//! PUBREL [MQTT-4.4.0-1], [MQTT-4.6.0-1]. So whatever the broker loses was acknowledged, and nothing is lost on this side.
+//! PUBREL [MQTT-4.4.0-1], [MQTT-4.6.0-1]. What the broker refuses is sent again when everything else is answered. So whatever the
+//! broker loses was acknowledged, and nothing is lost on this side.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tidegate_broker::mqtt::{ReasonCode, Version};
+use tidegate_broker::mqtt::Version;
 use tidegate_broker::record::Qos;
 use tokio::sync::watch;
 
@@ -46,8 +47,8 @@ pub(crate) struct Device {
     pub(crate) pace: Option<u32>,
     /// How many to publish at most.
     pub(crate) limit: u64,
-    /// The payload of a publish by its number.
-    pub(crate) payload: fn(u64) -> Vec<u8>,
+    /// The payload of a publish by the device's id and the publish's number.
+    pub(crate) payload: fn(&str, u64) -> Vec<u8>,
 }
 
 /// What a device has done.
@@ -57,6 +58,8 @@ pub(crate) struct Done {
     pub(crate) acknowledged: u64,
     /// Publishes that were sent more than once.
     pub(crate) resent: u64,
+    /// Answers that refused a publish; it was sent once more, as if it were new.
+    pub(crate) refused: u64,
     /// Times it connected.
     pub(crate) connects: u64,
     /// Times a session that had been there was gone.
@@ -82,6 +85,8 @@ struct InFlight {
 struct Publisher {
     device: Device,
     in_flight: VecDeque<InFlight>,
+    /// Refused, in their order; nothing new is begun before they are sent again.
+    refused: VecDeque<u64>,
     next_number: u64,
     last_packet_id: u16,
     budget: u64,
@@ -101,7 +106,7 @@ impl Device {
             window: 20,
             pace: None,
             limit: u64::MAX,
-            payload: |number| number.to_string().into_bytes(),
+            payload: |_, number| number.to_string().into_bytes(),
         }
     }
 
@@ -112,6 +117,7 @@ impl Device {
         let mut publisher = Publisher {
             device: self,
             in_flight: VecDeque::new(),
+            refused: VecDeque::new(),
             next_number: 0,
             last_packet_id: 0,
             budget: 0,
@@ -153,7 +159,7 @@ impl Publisher {
             self.publish_more(connection, publishing);
             connection.flush().await?;
             let all_sent = !publishing || self.next_number == self.device.limit;
-            if all_sent && self.in_flight.is_empty() {
+            if all_sent && self.in_flight.is_empty() && self.refused.is_empty() {
                 return Ok(());
             }
             tokio::select! {
@@ -175,26 +181,37 @@ impl Publisher {
 
     fn publish_more(&mut self, connection: &mut Connection, publishing: bool) {
         let window = self.device.window.min(usize::from(connection.receive_maximum));
-        while publishing && self.next_number < self.device.limit && self.in_flight.len() < window {
+        // One at a time, and only when nothing else is on its way: what follows must not overtake it.
+        if self.in_flight.is_empty()
+            && let Some(number) = self.refused.pop_front()
+        {
+            self.begin(connection, number);
+        }
+        while self.refused.is_empty()
+            && publishing
+            && self.next_number < self.device.limit
+            && self.in_flight.len() < window
+        {
             if self.device.pace.is_some() {
                 if self.budget == 0 {
                     return;
                 }
                 self.budget -= 1;
             }
-            let in_flight = InFlight {
-                packet_id: self.free_packet_id(),
-                number: self.next_number,
-                open: Open::Published,
-            };
+            let number = self.next_number;
             self.next_number += 1;
-            self.send(connection, in_flight, false);
-            self.in_flight.push_back(in_flight);
+            self.begin(connection, number);
         }
     }
 
+    fn begin(&mut self, connection: &mut Connection, number: u64) {
+        let in_flight = InFlight { packet_id: self.free_packet_id(), number, open: Open::Published };
+        self.send(connection, in_flight, false);
+        self.in_flight.push_back(in_flight);
+    }
+
     fn send(&self, connection: &mut Connection, in_flight: InFlight, dup: bool) {
-        let payload = (self.device.payload)(in_flight.number);
+        let payload = (self.device.payload)(&self.device.id, in_flight.number);
         let flags = Flags { dup, retain: false };
         connection.publish(&self.device.topic, &payload, self.device.qos, in_flight.packet_id, flags);
     }
@@ -222,12 +239,18 @@ impl Publisher {
 
     fn handle(&mut self, connection: &mut Connection, received: &Received) -> std::io::Result<()> {
         match *received {
-            Received::PubAck { packet_id, reason } => {
-                self.take_over(packet_id, reason, Qos::AtLeastOnce);
+            Received::PubAck { packet_id, reason } if reason.is_failure() => {
+                self.refuse(packet_id, Qos::AtLeastOnce);
+            }
+            Received::PubRec { packet_id, reason } if reason.is_failure() => {
+                self.refuse(packet_id, Qos::ExactlyOnce);
+            }
+            Received::PubAck { packet_id, .. } => {
+                self.take_over(packet_id, Qos::AtLeastOnce);
                 self.complete(packet_id);
             }
-            Received::PubRec { packet_id, reason } => {
-                self.take_over(packet_id, reason, Qos::ExactlyOnce);
+            Received::PubRec { packet_id, .. } => {
+                self.take_over(packet_id, Qos::ExactlyOnce);
                 connection.pubrel(packet_id);
             }
             Received::PubComp { packet_id } => self.complete(packet_id),
@@ -244,9 +267,8 @@ impl Publisher {
     }
 
     /// The broker has the publish now.
-    fn take_over(&mut self, packet_id: u16, reason: ReasonCode, qos: Qos) {
+    fn take_over(&mut self, packet_id: u16, qos: Qos) {
         assert_eq!(qos, self.device.qos, "{}: an answer for another QoS", self.device.id);
-        assert!(!reason.is_failure(), "{}: a publish is refused: {reason:?}", self.device.id);
         let found = self.in_flight.iter_mut().find(|in_flight| in_flight.packet_id == packet_id);
         let found =
             found.unwrap_or_else(|| panic!("{packet_id} of {} is acknowledged unasked", self.device.id));
@@ -256,6 +278,18 @@ impl Publisher {
             self.done.acknowledged += 1;
             self.total.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// The broker will not have the publish now; its Packet Identifier is free again.
+    fn refuse(&mut self, packet_id: u16, qos: Qos) {
+        assert_eq!(qos, self.device.qos, "{}: an answer for another QoS", self.device.id);
+        let at = self.in_flight.iter().position(|in_flight| in_flight.packet_id == packet_id);
+        let at = at.unwrap_or_else(|| panic!("{packet_id} of {} is refused unasked", self.device.id));
+        let refused = self.in_flight.remove(at).expect("it was just found");
+        assert_eq!(refused.open, Open::Published, "{packet_id} of {} is refused too late", self.device.id);
+        self.done.refused += 1;
+        let place = self.refused.partition_point(|number| *number < refused.number);
+        self.refused.insert(place, refused.number);
     }
 
     fn complete(&mut self, packet_id: u16) {

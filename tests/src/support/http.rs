@@ -132,32 +132,45 @@ impl EventStream {
 
     /// Opens it with these headers.
     pub(crate) async fn open_with(address: SocketAddr, path: &str, more: &[(&str, &str)]) -> Self {
+        let begun = Self::try_open_with(address, path, more).await;
+        begun.unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    /// Opens it with these headers, if the server is there.
+    pub(crate) async fn try_open_with(
+        address: SocketAddr,
+        path: &str,
+        more: &[(&str, &str)],
+    ) -> std::io::Result<Self> {
         let headers = [&[("Accept", "text/event-stream")], more].concat();
-        let begun =
-            within("the event stream begins", PATIENCE, begin(address, "GET", path, &headers, b"")).await;
-        let (stream, status, _, received) = begun.unwrap_or_else(|error| panic!("GET {path}: {error}"));
+        let begun = begin(address, "GET", path, &headers, b"");
+        let (stream, status, _, received) = within("the event stream begins", PATIENCE, begun).await?;
         assert_eq!(status, 200, "GET {path}: {:?}", String::from_utf8_lossy(&received));
-        Self { stream, received }
+        Ok(Self { stream, received })
     }
 
     /// The next event that carries data.
     pub(crate) async fn next(&mut self) -> Event {
-        within("the next event arrives", PATIENCE, async {
-            loop {
-                if let Some(end) = self.received.windows(2).position(|window| window == b"\n\n") {
-                    let block = self.received.split_to(end + 2);
-                    let event = parse(std::str::from_utf8(&block).expect("events are UTF-8"));
-                    if !event.data.is_empty() {
-                        return event;
-                    }
-                    continue;
+        let next = within("the next event arrives", PATIENCE, self.try_next()).await;
+        next.expect("the event stream goes on")
+    }
+
+    /// The next event that carries data; fails when the stream ends.
+    pub(crate) async fn try_next(&mut self) -> std::io::Result<Event> {
+        loop {
+            if let Some(end) = self.received.windows(2).position(|window| window == b"\n\n") {
+                let block = self.received.split_to(end + 2);
+                let event = parse(std::str::from_utf8(&block).expect("events are UTF-8"));
+                if !event.data.is_empty() {
+                    return Ok(event);
                 }
-                self.received.reserve(READ_BYTES);
-                let read = self.stream.read_buf(&mut self.received).await.expect("the stream can be read");
-                assert_ne!(read, 0, "the event stream ended");
+                continue;
             }
-        })
-        .await
+            self.received.reserve(READ_BYTES);
+            if self.stream.read_buf(&mut self.received).await? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+        }
     }
 }
 

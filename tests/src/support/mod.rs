@@ -8,7 +8,6 @@
 pub(crate) mod device;
 pub(crate) mod http;
 pub(crate) mod kafka;
-pub(crate) mod ledger;
 pub(crate) mod mosquitto;
 pub(crate) mod mqtt;
 pub(crate) mod postgres;
@@ -16,6 +15,8 @@ pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod raw;
 pub(crate) mod services;
+pub(crate) mod silent_proxy;
+pub(crate) mod small_disk;
 pub(crate) mod tidegate;
 pub(crate) mod websocket;
 

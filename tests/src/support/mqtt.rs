@@ -67,7 +67,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects; fails if the broker is there and refuses.
+    /// Connects.
     pub(crate) async fn open(address: SocketAddr, options: &Options) -> std::io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
@@ -89,7 +89,10 @@ impl Connection {
         connection.flush().await?;
         match connection.receive().await? {
             Received::ConnAck { session_present, reason, receive_maximum } => {
-                assert_eq!(reason, ReasonCode::Success, "{} is refused", options.client_id);
+                if reason.is_failure() {
+                    let why = format!("{} is refused: {reason:?}", options.client_id);
+                    return Err(std::io::Error::other(why));
+                }
                 connection.session_present = session_present;
                 connection.receive_maximum = receive_maximum;
                 Ok(connection)

@@ -15,6 +15,8 @@ pub(crate) enum Signal {
     Interrupt,
     /// Read your files again.
     Hangup,
+    /// End at once, without tidying up (PostgreSQL's immediate shutdown).
+    Quit,
     /// Be gone.
     Kill,
     /// Stand still.
@@ -29,6 +31,7 @@ pub(crate) fn send(pid: u32, signal: Signal) {
         Signal::Term => libc::SIGTERM,
         Signal::Interrupt => libc::SIGINT,
         Signal::Hangup => libc::SIGHUP,
+        Signal::Quit => libc::SIGQUIT,
         Signal::Kill => libc::SIGKILL,
         Signal::Stop => libc::SIGSTOP,
         Signal::Continue => libc::SIGCONT,
@@ -37,6 +40,36 @@ pub(crate) fn send(pid: u32, signal: Signal) {
     // SAFETY: `kill` takes two integers and touches no memory of ours.
     let sent = unsafe { libc::kill(pid, number) };
     assert_eq!(sent, 0, "cannot send {signal:?} to process {pid}: {}", std::io::Error::last_os_error());
+}
+
+/// The processes whose parent is `pid`.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    text.split_whitespace().map(|child| child.parse().expect("the kernel lists process ids")).collect()
+}
+
+/// Processes that stand still until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Frozen(Vec<u32>);
+
+impl Frozen {
+    /// Stops `pid` and then its children, which can become no more.
+    pub(crate) fn with_children(pid: u32) -> Self {
+        send(pid, Signal::Stop);
+        let mut frozen = Self(vec![pid]);
+        for child in children(pid) {
+            send(child, Signal::Stop);
+            frozen.0.push(child);
+        }
+        frozen
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.0.iter().rev().for_each(|pid| send(*pid, Signal::Continue));
+    }
 }
 
 /// Starts `command` as a child that the kernel ends when the thread that started it ends, however that happens.

@@ -3,6 +3,7 @@
 //! The shared instance belongs to everybody: a test uses its own devices and databases there and never stops it. Whoever wants
 //! to stop, suspend or restart a service has an [`Own`] one, which ends with the test.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -52,9 +53,32 @@ pub(crate) fn postgres() -> &'static str {
     ADDRESS.get_or_init(|| shared(Service::Postgres))
 }
 
+/// The shared Kafka, seen through a network that a test makes: whoever asks at `advertised` for the cluster is told to go on
+/// there, so a test that listens there and passes everything on to `listener` has all traffic in its hands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Proxied {
+    /// Where Kafka listens for it.
+    pub(crate) listener: SocketAddr,
+    /// Where Kafka says that it is; nobody listens there.
+    pub(crate) advertised: SocketAddr,
+}
+
+/// The shared Kafka through a proxy. One test at a time.
+pub(crate) fn kafka_proxied() -> Proxied {
+    let address = |name| variable(name).parse().expect("tests/services prints addresses");
+    Proxied {
+        listener: address("TIDEGATE_TEST_KAFKA_PROXIED"),
+        advertised: address("TIDEGATE_TEST_KAFKA_PROXY"),
+    }
+}
+
 fn shared(service: Service) -> String {
-    std::env::var(service.variable()).unwrap_or_else(|_| {
-        panic!("{} is not set: run tests/run, or eval \"$(tests/services start)\" first", service.variable())
+    variable(service.variable())
+}
+
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set: run tests/run, or eval \"$(tests/services start)\" first")
     })
 }
 
@@ -92,7 +116,12 @@ impl Own {
 
     /// Sends a signal to its process.
     pub(crate) fn signal(&self, signal: Signal) {
-        process::send(self.told("pid").parse().expect("tests/services writes process ids"), signal);
+        process::send(self.pid(), signal);
+    }
+
+    /// Its process; of PostgreSQL the one that has the others as children.
+    pub(crate) fn pid(&self) -> u32 {
+        self.told("pid").parse().expect("tests/services writes process ids")
     }
 
     fn folder(&self) -> PathBuf {

@@ -9,13 +9,15 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::process::{self, Signal};
+use super::small_disk::SmallDisk;
 use super::{PATIENCE, eventually, free_address, http, target};
 
 /// What a `tidegate` is started with.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Settings {
     variables: Vec<(String, String)>,
-    open_files_max: Option<u32>,
+    /// A program and its arguments that the command line is handed to.
+    wrapper: Vec<String>,
 }
 
 impl Settings {
@@ -29,6 +31,12 @@ impl Settings {
         self.set("TIDEGATE_POSTGRES_URL", url)
     }
 
+    /// Keeps its data on `disk`.
+    pub(crate) fn on(mut self, disk: &SmallDisk) -> Self {
+        self.wrapper = disk.enter();
+        self.set("TIDEGATE_DATA_DIR", disk.mounted_at().join("data").to_str().expect("our folders are text"))
+    }
+
     /// Any variable of its environment.
     pub(crate) fn set(mut self, variable: &str, value: &str) -> Self {
         self.variables.push((variable.to_owned(), value.to_owned()));
@@ -37,7 +45,8 @@ impl Settings {
 
     /// May open so many files only.
     pub(crate) fn open_files_max(self, count: u32) -> Self {
-        Self { open_files_max: Some(count), ..self }
+        let limit = format!("ulimit -n {count} && exec \"$0\"");
+        Self { wrapper: ["sh", "-c", &limit].map(str::to_owned).to_vec(), ..self }
     }
 }
 
@@ -95,15 +104,11 @@ impl Tidegate {
     pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none(), "it runs already");
         let log = File::options().create(true).append(true).open(self.folder().join("log")).unwrap();
-        let mut command = match self.settings.open_files_max {
-            None => Command::new(Self::program()),
-            Some(count) => {
-                let mut shell = Command::new("sh");
-                shell.arg("-c").arg(format!("ulimit -n {count} && exec \"$0\"")).arg(Self::program());
-                shell
-            }
-        };
+        let program = Self::program().to_str().expect("the program's path is text").to_owned();
+        let mut words = self.settings.wrapper.iter().chain([&program]);
+        let mut command = Command::new(words.next().expect("there is at least the program"));
         command
+            .args(words)
             .env("TIDEGATE_DATA_DIR", self.folder().join("data"))
             .env("TIDEGATE_MQTT_LISTEN", self.mqtt.to_string())
             .env("TIDEGATE_HTTP_LISTEN", self.http.to_string())
@@ -171,6 +176,11 @@ impl Tidegate {
         self.kill();
         self.spawn();
         self.ready().await;
+    }
+
+    /// Whether it runs, started and not ended by itself.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
     /// Fails if it has ended by itself.
