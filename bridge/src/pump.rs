@@ -192,8 +192,8 @@ impl Pump {
     }
 
     /// Every entry before it is stored at the destination: what the journal's cursor may move to.
-    pub const fn confirmed(&self) -> Offset {
-        self.confirmed
+    pub fn confirmed(&self) -> Offset {
+        if plant::is(Bug::CursorBeyondConfirmed) { self.next } else { self.confirmed }
     }
 
     /// When the oldest batch that is written and not confirmed was begun.
@@ -228,7 +228,8 @@ impl Pump {
         let wanted = remembered.unwrap_or(self.confirmed);
         let resumed = Resumed { lost: start.since(wanted), ahead: wanted.since(end) };
         self.confirmed = wanted.max(start).min(end);
-        self.next = self.confirmed;
+        let next = if plant::is(Bug::RetryGoesOn) { self.next } else { self.confirmed };
+        self.next = next.max(self.confirmed);
         self.phase = Phase::Reading;
         resumed
     }
@@ -297,7 +298,9 @@ impl Pump {
         };
         self.in_flight.clear();
         self.in_flight_bytes = 0;
-        self.next = self.confirmed;
+        if !plant::is(Bug::RetryGoesOn) {
+            self.next = self.confirmed;
+        }
         self.phase = Phase::Resting(now + pause);
         Some(pause)
     }

@@ -38,8 +38,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use foldhash::HashMap;
-
 use self::aliases::OutgoingAliases;
 use self::authenticate::Enhanced;
 use self::gate::{Gated, Release};
@@ -53,6 +51,7 @@ pub use self::stats::{Counts, DropReason, RefusalReason, Stats};
 use self::system::{Ending, System};
 use self::timers::Timers;
 use crate::auth::{Access, Identity, Rules};
+use crate::maps::HashMap;
 use crate::mqtt::{self, DecodeError, Decoded, Disconnect, Packet, ReasonCode, Version, encode};
 use crate::record::{Append, Appended, Batch, Offset, Refused, Timestamp};
 use crate::retained::RetainedStore;
@@ -235,6 +234,8 @@ pub struct Broker {
     system: System,
     /// Sessions that have acknowledged something since the journal was last told.
     progressing: Vec<Key>,
+    /// Sessions that have lost their connection and of which the full journal could not be told.
+    untold: Vec<Key>,
     /// The places at which the next turns through sessions and connections begin.
     quiet_next: usize,
     retry_next: usize,
@@ -280,6 +281,7 @@ impl Broker {
             gauges: Gauges::default(),
             system: System::default(),
             progressing: Vec::new(),
+            untold: Vec::new(),
             quiet_next: 0,
             retry_next: 0,
             local_done: VecDeque::new(),

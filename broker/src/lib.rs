@@ -9,6 +9,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub mod auth;
 pub mod broker;
 pub mod journal;
+mod maps;
 pub mod mqtt;
 pub mod plant;
 pub mod record;

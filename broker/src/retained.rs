@@ -7,9 +7,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use foldhash::HashMap;
 use smallvec::SmallVec;
 
+use crate::maps::HashMap;
+use crate::plant::{self, Bug};
 use crate::record::{Properties, Qos, Record, Timestamp};
 use crate::topic::{TopicFilter, TopicName};
 
@@ -130,6 +131,9 @@ impl RetainedStore {
 
     /// Takes in a record that was published with RETAIN.
     pub fn set(&mut self, record: &Record<'_>) {
+        if record.payload.is_empty() && plant::is(Bug::RetainedNotCleared) {
+            return;
+        }
         if record.payload.is_empty() {
             self.remove(record.topic);
         } else {

@@ -7,9 +7,9 @@
 
 use std::sync::Arc;
 
-use foldhash::{HashMap, HashMapExt};
 use smallvec::SmallVec;
 
+use crate::maps::HashMap;
 use crate::record::{Offset, Qos};
 use crate::slots::Key;
 use crate::topic::{TopicFilter, TopicName};
@@ -131,7 +131,7 @@ impl Default for Router {
     fn default() -> Self {
         Self {
             root: Node::default(),
-            remembered: HashMap::new(),
+            remembered: HashMap::default(),
             remembered_bytes: 0,
             nobody: Arc::new([]),
             subscriptions: 0,

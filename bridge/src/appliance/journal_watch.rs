@@ -73,6 +73,13 @@ fn judge(status: &Status) -> (State, String) {
         );
         return (State::Failed, detail);
     }
+    if let Some(reason) = &status.no_space {
+        let detail = format!(
+            "the disk is full ({reason}): publishers are held back, and nothing acknowledged is lost. Make space, or let \
+             the slowest reader catch up; it goes on by itself. Set TIDEGATE_JOURNAL_MAX_BYTES below what the disk has"
+        );
+        return (State::Full, detail);
+    }
     if status.full {
         let slowest = status.cursors.iter().min_by_key(|cursor| cursor.position);
         let slowest = slowest.map_or_else(String::new, |cursor| {
@@ -108,6 +115,7 @@ mod tests {
             max_bytes: 100,
             segments: 1,
             full: false,
+            no_space: None,
             failed: None,
             cursors: vec![cursor("kafka", 9, 10), cursor("postgres", 2, 80)],
         }
@@ -132,5 +140,15 @@ mod tests {
         let (state, detail) = judge(&status);
         assert_eq!(state, State::Full);
         assert!(detail.contains("the slowest reader is postgres (80 bytes behind)"), "{detail}");
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_a_full_journal() {
+        let mut status = status();
+        status.full = true;
+        status.no_space = Some("no space for 00001.log: No space left on device".to_owned());
+        let (state, detail) = judge(&status);
+        assert_eq!(state, State::Full);
+        assert!(detail.contains("the disk is full (no space for 00001.log"), "{detail}");
     }
 }

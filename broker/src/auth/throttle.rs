@@ -8,7 +8,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use foldhash::HashMap;
+use crate::maps::HashMap;
 
 /// The first delay.
 const DELAY_MIN: Duration = Duration::from_millis(100);

@@ -4,7 +4,7 @@
 //! given out, other topics are written out. Packets are encoded in the order in which they are sent, so a client has
 //! always learnt a number before it is used.
 
-use foldhash::HashMap;
+use crate::maps::HashMap;
 
 /// The most numbers that are used on one connection, whatever the client takes: it bounds the memory for it.
 const ALIASES_MAX: u16 = 32;

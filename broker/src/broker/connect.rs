@@ -9,12 +9,16 @@ use super::{Broker, Ending, Leaving, Limit, Release, Stage, TOPIC_ALIASES_MAX};
 use crate::auth::{Denied, Identity, Login};
 use crate::broker::Now;
 use crate::mqtt::{ConnAck, Connect, ConnectError, Disconnect, ReasonCode, Version, encode};
+use crate::plant::{self, Bug};
 use crate::record::{Append, Entry, Offset, Properties, Record, Refused};
 use crate::session::control::{Control, Will};
 use crate::session::window;
 use crate::session::{Ahead, Flow, NEVER_EXPIRES, Session};
 use crate::slots::Key;
 use crate::topic::TopicName;
+
+/// How long a Will waits that the full journal has refused.
+const WILL_RETRY: Duration = Duration::from_secs(1);
 
 impl Broker {
     /// Whether the client was let in, and its connection is not closing.
@@ -151,6 +155,14 @@ impl Broker {
         now: Now,
         log: &mut dyn Append,
     ) -> Result<(Key, bool), Refused> {
+        if let Some(session) = self.by_client.get(client).copied() {
+            // What was due before it came is done before it comes, whenever the timers are looked at.
+            self.check_will(session, now, log);
+            self.check_expiry(session, now, log);
+            if self.sessions.get(session).is_some_and(|session| session.waits_for_room) {
+                return Err(Refused::Full);
+            }
+        }
         let earlier = self.by_client.get(client).copied();
         if let Some(session) = earlier
             && let Some(connection) = self.sessions.get(session).and_then(|session| session.connection)
@@ -277,7 +289,7 @@ impl Broker {
         };
         let mut packet = Vec::with_capacity(32);
         encode::connack(&mut packet, connect.version, &answer);
-        let gate = if kept { log.end() } else { Offset(0) };
+        let gate = if kept && !plant::is(Bug::ConnackBeforeDurable) { log.end() } else { Offset(0) };
         self.stats.connects_total += 1;
         self.stats.sessions_connected += 1;
         self.stats.sessions_connected_max =
@@ -300,6 +312,7 @@ impl Broker {
     ) {
         for &(packet_id, stage) in in_flight {
             match stage {
+                window::Stage::Sent if plant::is(Bug::NotSentAgain) => {}
                 window::Stage::Sent => {
                     if let Some(session) = self.sessions.get_mut(session_key) {
                         session.resend.push_back(packet_id);
@@ -340,7 +353,8 @@ impl Broker {
             connection.ending = Ending::Told(disconnect.reason);
         }
         // Only a normal disconnection leaves no Will [MQTT-3.1.2-8].
-        let leaving = if disconnect.reason == ReasonCode::Success { Leaving::Orderly } else { Leaving::Lost };
+        let keeps_will = disconnect.reason != ReasonCode::Success || plant::is(Bug::WillNotVoided);
+        let leaving = if keeps_will { Leaving::Lost } else { Leaving::Orderly };
         self.leave(key, leaving, now, log);
     }
 
@@ -398,28 +412,53 @@ impl Broker {
     fn retire(&mut self, key: Key, now: Now, log: &mut dyn Append) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         if !session.is_kept() {
-            self.end_session(key, log);
+            // It stays until its Will is published.
+            session.expires_at = session.will_at;
+            match session.expires_at {
+                Some(at) => self.timers.set(at, Timer::Expiry(key)),
+                None => self.end_session(key, log),
+            }
             return;
         }
-        let control = Control::Disconnected {
-            session: session.number,
-            at: now.wall,
-            expiry_s: session.expiry_s,
-            will_waits: session.will.is_some(),
-        };
-        // Refused only when the journal is full or has failed: the session then counts from the restart.
-        let _ = log.append(&Entry::Control(&control.encode()));
+        let expiry_s = session.expiry_s;
+        self.note_disconnected(key, log);
+        let Some(session) = self.sessions.get_mut(key) else { return };
         if session.expiry_s != NEVER_EXPIRES {
-            let at = now.monotonic + Duration::from_secs(u64::from(session.expiry_s));
+            let at = now.monotonic + Duration::from_secs(u64::from(expiry_s));
             session.expires_at = Some(at);
             self.timers.set(at, Timer::Expiry(key));
         }
     }
 
-    /// Publishes the session's Will now, if it has one that was not published.
+    /// Tells the journal that a session has lost its connection, and whether its Will is void. If the journal is full,
+    /// it is told later: else a restart would publish a Will that the client has taken back.
+    fn note_disconnected(&mut self, key: Key, log: &mut dyn Append) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let Some(at) = session.left_at.filter(|_| session.connection.is_none()) else { return };
+        let control = Control::Disconnected {
+            session: session.number,
+            at,
+            expiry_s: session.expiry_s,
+            will_waits: session.will.is_some(),
+        };
+        if log.append(&Entry::Control(&control.encode())).is_err() {
+            self.untold.push(key);
+        }
+    }
+
+    /// Tells the journal of connections that were lost while it was full.
+    pub(super) fn tell_disconnected_late(&mut self, log: &mut dyn Append) {
+        for key in std::mem::take(&mut self.untold) {
+            self.note_disconnected(key, log);
+        }
+    }
+
+    /// Publishes the session's Will now, if it has one that was not published. If the journal is full, it is tried
+    /// again.
     pub(super) fn publish_will(&mut self, key: Key, now: Now, log: &mut dyn Append) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.will_at = None;
+        session.waits_for_room = false;
         let Some(will) = session.will.take() else { return };
         let (number, client) = (session.number, session.client.clone());
         let record = Record {
@@ -439,7 +478,15 @@ impl Broker {
             }
             Err(refused) => {
                 self.refused_publish(refused.into());
-                tracing::warn!(%client, %refused, "a Will was not published");
+                tracing::warn!(%client, %refused, "a Will is not published yet");
+                let Some(session) = self.sessions.get_mut(key) else { return };
+                session.will = Some(will);
+                if refused == Refused::Full {
+                    let at = now.monotonic + WILL_RETRY;
+                    session.waits_for_room = true;
+                    session.will_at = Some(at);
+                    self.timers.set(at, Timer::Will(key));
+                }
             }
         }
     }
@@ -467,11 +514,17 @@ impl Broker {
 
     pub(super) fn check_expiry(&mut self, key: Key, now: Now, log: &mut dyn Append) {
         let Some(session) = self.sessions.get(key) else { return };
-        if session.expires_at.is_some_and(|at| at <= now.monotonic) {
-            tracing::debug!(client = %session.client, "a session has expired");
-            self.stats.sessions_expired_total += 1;
+        if session.expires_at.is_some_and(|at| at <= now.monotonic) && !plant::is(Bug::ExpiryIgnored) {
             // The end of the session is the latest time for the Will [MQTT-3.1.3-9].
             self.publish_will(key, now, log);
+            let Some(session) = self.sessions.get_mut(key) else { return };
+            if let Some(at) = session.will_at {
+                session.expires_at = Some(at);
+                self.timers.set(at, Timer::Expiry(key));
+                return;
+            }
+            tracing::debug!(client = %session.client, "a session has expired");
+            self.stats.sessions_expired_total += 1;
             self.end_session(key, log);
         }
     }

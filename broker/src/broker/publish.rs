@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Broker, Delivery, Limit, RefusalReason, Release, TOPIC_ALIASES_MAX, Taken};
 use crate::broker::Now;
 use crate::mqtt::{Ack, Publish, ReasonCode, Version};
+use crate::plant::{self, Bug};
 use crate::record::{Append, Appended, Entry, Offset, Qos, Record, Refused};
 use crate::retained::Retained;
 use crate::session::control::Control;
@@ -98,6 +99,7 @@ impl Broker {
             Err(refused) => {
                 let can_tell = connection.version.is_v5() && publish.qos > Qos::AtMostOnce;
                 match refused {
+                    Refused::Full if plant::is(Bug::FullAcknowledged) => (log.end(), ReasonCode::Success),
                     Refused::Full if can_tell => (log.end(), ReasonCode::QuotaExceeded),
                     Refused::Full => {
                         self.hold_for_room(key);

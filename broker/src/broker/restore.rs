@@ -15,6 +15,7 @@ use super::shared::SavedGroup;
 use super::timers::{PROGRESS_INTERVAL, Timer};
 use crate::auth::Access;
 use crate::broker::{Limits, Now};
+use crate::plant::{self, Bug};
 use crate::record::{Append, Batch, Entry, Offset, Qos, Record, Timestamp};
 use crate::retained::Retained;
 use crate::router::SubscriptionOptions;
@@ -114,7 +115,11 @@ impl Broker {
             offset,
             next_session: self.next_session,
             sessions: sessions.map(|(key, session)| self.saved(key, session)).collect(),
-            retained: retained.iter().map(|retained| Cow::Borrowed(&**retained)).collect(),
+            retained: retained
+                .iter()
+                .filter(|_| !plant::is(Bug::RetainedNotInCheckpoint))
+                .map(|retained| Cow::Borrowed(&**retained))
+                .collect(),
         };
         let cannot_fail = "encoding into memory cannot fail for types of known length";
         let mut bytes = postcard::to_stdvec(&checkpoint).expect(cannot_fail);
@@ -256,7 +261,7 @@ impl Broker {
         if record.retain {
             self.retained.set(record);
         }
-        if record.qos == Qos::ExactlyOnce && record.packet_id != 0 {
+        if record.qos == Qos::ExactlyOnce && record.packet_id != 0 && !plant::is(Bug::PacketIdForgotten) {
             let session = self.by_client.get(record.client).and_then(|key| self.sessions.get_mut(*key));
             if let Some(session) = session {
                 session.unreleased.insert(record.packet_id);
@@ -288,6 +293,7 @@ impl Broker {
                 }
             }
             Control::WillDone { .. } => session.will = None,
+            Control::Subscribed { .. } if plant::is(Bug::SubscriptionForgotten) => {}
             Control::Subscribed { filters, .. } => {
                 for (filter, options) in filters {
                     self.restore_filter(key, &filter, options);
@@ -301,9 +307,11 @@ impl Broker {
                     self.unsubscribe_one(key, &filter);
                 }
             }
+            Control::Released { .. } if plant::is(Bug::ReleaseForgotten) => {}
             Control::Released { packet_id, .. } => {
                 session.unreleased.remove(&packet_id);
             }
+            Control::Announced { .. } if plant::is(Bug::DeliveryForgotten) => {}
             Control::Announced { packet_id, offset, .. } => {
                 session.announced.insert(offset);
                 session.window.restore(packet_id, Source::Journal(offset), Stage::Sent);
@@ -312,6 +320,7 @@ impl Broker {
                 let source = Source::Retained(Arc::new(retained.into_owned()));
                 session.window.restore(packet_id, source, Stage::Sent);
             }
+            Control::Received { .. } if plant::is(Bug::ReceiptForgotten) => {}
             Control::Received { packet_id, .. } => {
                 if let Some(delivery) = session.window.find(packet_id) {
                     delivery.stage = Stage::Released;
@@ -373,7 +382,7 @@ impl Broker {
             session.recorded = true;
             session.expiry_s = expiry_s;
             session.left_at = None;
-            session.will = will;
+            session.will = will.filter(|_| !plant::is(Bug::WillForgotten));
         }
     }
 

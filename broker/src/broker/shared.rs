@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::deliver::{Delivered, Load};
 use super::{Broker, DropReason, ReadFor, Stage};
 use crate::broker::Now;
+use crate::plant::{self, Bug};
 use crate::record::{Append, Batch, Entry, Offset, Qos, Record};
 use crate::router::{Match, SubscriptionOptions};
 use crate::session::control::Control;
@@ -187,7 +188,9 @@ impl Broker {
 
     /// Takes QoS 1 records back from absent members, if there is somebody to give them to.
     fn take_back(&mut self, key: Key) {
-        let Some(group) = self.groups.get_mut(key) else { return };
+        let Some(group) = self.groups.get_mut(key).filter(|_| !plant::is(Bug::SharedNotHandedOver)) else {
+            return;
+        };
         let sessions = &mut self.sessions;
         let is_connected = |key: Key| sessions.get(key).is_some_and(|session| session.connection.is_some());
         if !group.members.iter().any(|member| is_connected(member.session)) {
@@ -198,7 +201,8 @@ impl Broker {
             let Some(session) = sessions.get_mut(*holder) else { return false };
             let absent = session.connection.is_none();
             let qos = session.window.find(*packet_id).map(|delivery| delivery.qos);
-            if !absent || qos != Some(Qos::AtLeastOnce) {
+            let takes_back = qos == Some(Qos::AtLeastOnce) || plant::is(Bug::SharedHandedOverTwice);
+            if !absent || !takes_back {
                 return true;
             }
             session.window.finish(*packet_id);

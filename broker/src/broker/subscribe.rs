@@ -166,30 +166,36 @@ impl Broker {
     ) {
         let Some(connection) = self.connections.get(key) else { return };
         let (version, Some(session_key)) = (connection.version, connection.session) else { return };
-        let Some(session) = self.sessions.get_mut(session_key) else { return };
+        let Some(session) = self.sessions.get(session_key) else { return };
         let mut codes: SmallVec<[ReasonCode; 8]> = SmallVec::new();
         let mut removed = Vec::new();
         for text in unsubscribe.filters {
-            let filter =
-                TopicFilter::new(text).ok().filter(|filter| session.filters.remove(filter).is_some());
+            let filter = TopicFilter::new(text).ok().filter(|filter| session.filters.contains_key(filter));
             codes.push(if filter.is_some() {
                 ReasonCode::Success
             } else {
                 ReasonCode::NoSubscriptionExisted
             });
-            if let Some(filter) = filter {
-                removed.push((filter, Cow::Borrowed(text)));
+            removed.extend(filter.map(|filter| (filter, Cow::Borrowed(text))));
+        }
+        if session.is_kept() && !removed.is_empty() {
+            let filters = removed.iter().map(|(_, text)| text.clone()).collect();
+            let entry = Control::Unsubscribed { session: session.number, filters }.encode();
+            if log.append(&Entry::Control(&entry)).is_err() {
+                // A restart would bring the subscription back, so it must not seem to be gone.
+                if version != Version::V5 {
+                    self.disconnect(key, ReasonCode::ImplementationSpecificError, now, log);
+                    return;
+                }
+                codes.iter_mut().for_each(|code| *code = ReasonCode::ImplementationSpecificError);
+                removed.clear();
             }
         }
         for (filter, _) in &removed {
+            if let Some(session) = self.sessions.get_mut(session_key) {
+                session.filters.remove(filter);
+            }
             self.unsubscribe_one(session_key, filter);
-        }
-        let Some(session) = self.sessions.get(session_key) else { return };
-        if session.is_kept() && !removed.is_empty() {
-            let filters = removed.into_iter().map(|(_, text)| text).collect();
-            let entry = Control::Unsubscribed { session: session.number, filters }.encode();
-            // If the journal is full or has failed, a restart brings the subscription back: more, never less.
-            let _ = log.append(&Entry::Control(&entry));
         }
         let mut packet = Vec::with_capacity(8 + codes.len());
         encode::unsuback(&mut packet, version, unsubscribe.packet_id, &codes);

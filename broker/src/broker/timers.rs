@@ -90,6 +90,7 @@ impl Broker {
                 Timer::Credentials(key) => self.check_credentials(key, now, log),
                 Timer::System => self.update_system(now),
                 Timer::Progress => {
+                    self.tell_disconnected_late(log);
                     self.save_progress(log);
                     self.retry_reads();
                     self.timers.set(now.monotonic + PROGRESS_INTERVAL, Timer::Progress);

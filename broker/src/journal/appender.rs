@@ -15,6 +15,10 @@ use crate::record::{
     Append, Appended, Batch, BatchBuilder, Entry, Offset, Refused, Timestamp, encoded_bytes,
 };
 
+/// A record that is older than its batch seems as old as that. The shard's clock is read a moment before the journal's;
+/// what is older by more, because the clock was set back, gets a batch of its own.
+const OLDER_MS: u64 = 1_000;
+
 /// What a new batch reserves at least.
 const BATCH_BYTES_MIN: usize = 512;
 
@@ -167,20 +171,28 @@ impl Appender {
         }
     }
 
+    /// There seemed to be no room for a total of `after` bytes; why the entry is refused, if it is.
     #[cold]
-    fn refuse(&self) -> Refused {
+    fn refuse(&self, after: u64) -> Option<Refused> {
         let shared = self.shared();
         if shared.is_closed() {
-            return Refused::Failed;
+            return Some(Refused::Failed);
         }
-        if !shared.full.swap(true, Ordering::AcqRel) {
+        let was_full = shared.full.swap(true, Ordering::SeqCst);
+        if after <= shared.room.load(Ordering::SeqCst) {
+            // The writer made room meanwhile. It may have looked before this said that it is full, and would not
+            // look again.
+            shared.full.store(false, Ordering::SeqCst);
+            return None;
+        }
+        if !was_full {
             tracing::warn!(
                 max_bytes = shared.options.max_bytes,
                 "the journal is full and refuses entries until a cursor moves on"
             );
             shared.handover.poke();
         }
-        Refused::Full
+        Some(Refused::Full)
     }
 
     fn begin(&mut self, first: &Entry<'_>) -> BatchBuilder {
@@ -212,11 +224,18 @@ impl Append for Appender {
             Entry::Control(_) => 0,
         };
         let after = self.accepted_bytes + bytes as u64 + kept_free;
-        if after > self.shared().room.load(Ordering::Relaxed) {
-            return Err(self.refuse());
+        if after > self.shared().room.load(Ordering::Relaxed)
+            && let Some(refused) = self.refuse(after)
+        {
+            return Err(refused);
         }
         let batch_bytes = self.shared().options.batch_bytes;
-        if self.filling.as_ref().is_some_and(|batch| batch.entries_bytes() + bytes > batch_bytes) {
+        let is_older = |batch: &BatchBuilder| match entry {
+            Entry::Record(record) => record.time.0 + OLDER_MS < batch.time().0,
+            Entry::Control(_) => false,
+        };
+        let closes = |batch: &BatchBuilder| batch.entries_bytes() + bytes > batch_bytes || is_older(batch);
+        if self.filling.as_ref().is_some_and(closes) {
             self.hand_over();
         }
         if self.filling.is_none() {

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::storage::{self, Storage};
 use super::{CursorError, JournalId, Shared, StartAt, format};
+use crate::plant::{self, Bug};
 use crate::record::Offset;
 
 pub(super) const FILE: &str = "cursors";
@@ -61,6 +62,7 @@ impl State {
     fn skip_to(&self, start: Offset) -> u64 {
         let before = self.position.fetch_max(start.0, Ordering::AcqRel);
         let missed = start.since(Offset(before));
+        let missed = if plant::is(Bug::SkippedNotCounted) { 0 } else { missed };
         self.skipped.fetch_add(missed, Ordering::Relaxed);
         self.saved.fetch_max(start.0, Ordering::AcqRel);
         missed
@@ -151,7 +153,12 @@ impl Cursors {
     /// trimmed, loudly.
     pub(super) fn trim_to(&self, start: Offset, forced: bool, journal_start: &AtomicU64) -> bool {
         let all = self.locked();
-        if !forced && all.values().any(|state| state.saved.load(Ordering::Acquire) < start.0) {
+        let kept = |state: &State| match () {
+            () if plant::is(Bug::TrimmedBelowCursor) => u64::MAX,
+            () if plant::is(Bug::TrimmedByUnsaved) => state.position().0,
+            () => state.saved.load(Ordering::Acquire),
+        };
+        if !forced && all.values().any(|state| kept(state) < start.0) {
             return false;
         }
         journal_start.store(start.0, Ordering::Release);

@@ -40,7 +40,7 @@ pub fn export(
     let from = from.clamp(source.start, source.end);
     let mut exporter = Exporter {
         target,
-        id: source.id.unwrap_or_else(fresh_id),
+        id: source.id.unwrap_or_else(|| fresh_id(|| target.random())),
         segment_bytes,
         writer: None,
         end: from,
@@ -135,7 +135,12 @@ impl<'a> Exporter<'a> {
         match &mut self.writer {
             Some(writer) => Ok(writer),
             none => {
-                let header = SegmentHeader { id: self.id, base: self.end, created: time, salt: fresh_salt() };
+                let header = SegmentHeader {
+                    id: self.id,
+                    base: self.end,
+                    created: time,
+                    salt: fresh_salt(self.target),
+                };
                 Ok(none.insert(SegmentWriter::begin(self.target, header)?))
             }
         }

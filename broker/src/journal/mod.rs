@@ -10,6 +10,10 @@
 //! after a failed write or sync nothing is accepted until the journal is opened again; nothing is trimmed that a
 //! cursor has not passed, unless [`FullPolicy::DropOldest`] says so, loudly and counted.
 //!
+//! A disk that is full is no failure: what does not fit waits in memory, unacknowledged, and nothing more is accepted
+//! until there is space. Nothing that was written before is in doubt then, and the same bytes are written to the same
+//! place once they fit. Only a sync that fails for want of space is a failed sync like any other.
+//!
 //! What entries mean is left to the broker, where files are to the [`Storage`]. Files of other names in the same
 //! folder are left alone.
 
@@ -37,7 +41,6 @@ mod writer;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -52,7 +55,9 @@ pub use export::{Exported, export};
 pub use reader::Reader;
 pub use readonly::ReadOnlyFolder;
 use segment::Segment;
-pub use storage::{Call, FileStorage, MemoryStorage, Storage, StorageFile, read_file, replace_file};
+pub use storage::{
+    Call, Fault, FileStorage, Kept, MemoryStorage, Storage, StorageFile, is_no_space, read_file, replace_file,
+};
 use tail::Tail;
 pub use topics::TopicSummary;
 pub use writer::Writer;
@@ -78,7 +83,8 @@ pub enum SyncPolicy {
 pub enum FullPolicy {
     /// New entries are refused.
     Refuse,
-    /// The oldest segment is trimmed, loudly, and counted for every cursor that had not read it.
+    /// The oldest segment is trimmed, loudly, and counted for every cursor that had not read it. Only where
+    /// [`Journal::keep_from`] forbids that, new entries are refused.
     DropOldest,
 }
 
@@ -272,8 +278,10 @@ pub struct Status {
     pub max_bytes: u64,
     /// How many segments there are.
     pub segments: usize,
-    /// Whether entries are refused because `max_bytes` is reached.
+    /// Whether entries are refused because `max_bytes` is reached or the disk is full.
     pub full: bool,
+    /// What the storage said, if the disk is full: it goes on by itself when there is space.
+    pub no_space: Option<String>,
     /// What failed, if a write or sync failed.
     pub failed: Option<String>,
     /// Every cursor.
@@ -352,7 +360,9 @@ impl Journal {
             synced: AtomicU64::new(recovered.end.0),
             room: AtomicU64::new(0),
             trim_wanted: AtomicU64::new(u64::MAX),
+            kept_from: AtomicU64::new(u64::MAX),
             full: AtomicBool::new(false),
+            no_space: Mutex::default(),
             closed: AtomicBool::new(false),
             failed: OnceLock::new(),
             handover: Handover::default(),
@@ -404,6 +414,13 @@ impl Journal {
         Cursor::open(&self.shared, name, start)
     }
 
+    /// Lets nothing from `offset` on be trimmed, not even by [`FullPolicy::DropOldest`]: whoever opens the journal again
+    /// needs it to know its own state. Holds until it is called again, or the journal is closed.
+    pub fn keep_from(&self, offset: Offset) {
+        self.shared.kept_from.store(offset.0, Ordering::Release);
+        self.shared.handover.poke();
+    }
+
     /// Forgets the cursor called `name`, so that it holds nothing back any more.
     ///
     /// # Errors
@@ -439,6 +456,7 @@ impl Journal {
             max_bytes: shared.options.max_bytes,
             segments: shared.segments().len(),
             full: shared.full.load(Ordering::Relaxed),
+            no_space: shared.no_space().clone(),
             failed: shared.failed.get().cloned(),
             cursors: cursors.collect(),
         }
@@ -507,7 +525,11 @@ struct Shared {
     room: AtomicU64,
     /// A cursor that reaches this offset lets something be trimmed that is in the way.
     trim_wanted: AtomicU64,
+    /// Nothing from this offset on is ever dropped.
+    kept_from: AtomicU64,
     full: AtomicBool,
+    /// What the storage said when the disk was full.
+    no_space: Mutex<Option<String>>,
     closed: AtomicBool,
     failed: OnceLock<String>,
     handover: Handover,
@@ -555,6 +577,10 @@ impl Shared {
         // Only the first reason counts; what follows is its consequence.
         let _ = self.failed.set(reason);
         self.allow(0);
+    }
+
+    fn no_space(&self) -> MutexGuard<'_, Option<String>> {
+        self.no_space.lock().expect("no thread panics while it holds a message")
     }
 
     fn notify(&self) {
@@ -613,15 +639,10 @@ impl Shared {
     }
 }
 
-/// Random bits from the keys that the standard library draws from the operating system for its hash maps.
-fn random() -> u64 {
-    RandomState::new().hash_one(std::process::id())
-}
-
-fn fresh_id() -> JournalId {
+fn fresh_id(random: impl Fn() -> u64) -> JournalId {
     JournalId(u128::from(random()) << 64 | u128::from(random()))
 }
 
-fn fresh_salt() -> u32 {
-    u32::try_from(random() >> 32).expect("32 bits are left")
+fn fresh_salt(storage: &dyn Storage) -> u32 {
+    u32::try_from(storage.random() >> 32).expect("32 bits are left")
 }

@@ -101,10 +101,13 @@ impl Reader {
     /// Seeks over sealed segments of which `wanted` says that nothing in them is looked for. Returns how far it is
     /// known what `wanted` says: up to there it need not be asked again for the same.
     ///
-    /// Reads a few kilobytes per segment. What cannot be read is not passed over, so that [`Reader::next`] tells why.
+    /// Reads a few kilobytes per segment. What cannot be read is not passed over, so that [`Reader::next`] tells why;
+    /// nor is what was trimmed, so that whoever misses it learns of that from there.
     pub fn pass_over(&mut self, wanted: impl Fn(&TopicSummary) -> bool) -> Offset {
         loop {
-            self.skip_trimmed();
+            if self.offset < self.shared.start() {
+                return self.offset;
+            }
             let Some(segment) = self.shared.sealed_segment_of(self.offset) else {
                 return self.offset.max(self.shared.durable_end());
             };

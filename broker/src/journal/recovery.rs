@@ -89,8 +89,8 @@ fn begin(storage: &dyn Storage, saved: Option<Saved>, now: Timestamp) -> Result<
         return Err(damaged(storage, cursors::FILE, 0, &found));
     }
     let cursors = saved.map(|saved| saved.cursors).unwrap_or_default();
-    let id = fresh_id();
-    let header = SegmentHeader { id, base: Offset(0), created: now, salt: fresh_salt() };
+    let id = fresh_id(|| storage.random());
+    let header = SegmentHeader { id, base: Offset(0), created: now, salt: fresh_salt(storage) };
     let active = create(storage, header)?;
     let segments = VecDeque::from([active.segment.clone()]);
     Ok(Recovered { id, segments, active, end: Offset(0), marked: Offset(0), cursors })
@@ -125,7 +125,7 @@ fn resume(
     segments.push_back(active.segment.clone());
     if is_sealed {
         // The crash came before the next one was made.
-        let header = SegmentHeader { id, base: end, created: now, salt: fresh_salt() };
+        let header = SegmentHeader { id, base: end, created: now, salt: fresh_salt(storage) };
         active = create(storage, header)?;
         segments.push_back(active.segment.clone());
     }
@@ -263,6 +263,9 @@ impl Scan {
                 }
                 Found::Frame(..) | Found::Bad(_) | Found::End => break,
             }
+            if plant::is(Bug::OffsetReused) && scan.end.0.is_multiple_of(7) {
+                break;
+            }
         }
         Ok(scan)
     }
@@ -279,7 +282,9 @@ impl Scan {
                 self.segment.remember(frame.base, self.position);
                 self.newest = Timestamp(self.newest.0.max(frame.time.0));
                 // Whoever reads a malformed batch is told; its topics are not needed for that.
-                if let Ok(batch) = Batch::from_encoded(frame.base, frame.count, frame.time, body.clone()) {
+                if !plant::is(Bug::TopicSummaryIncomplete)
+                    && let Ok(batch) = Batch::from_encoded(frame.base, frame.count, frame.time, body.clone())
+                {
                     batch.topics().for_each(|topic| self.topics.note(topic));
                 }
             }
@@ -372,7 +377,7 @@ impl Scan {
         // Also where the file seems to end there: the cut, too, may be what a failed sync left undone.
         self.file.set_len(self.position)?;
         let mut from = self.doubtful_from;
-        while from < self.position {
+        while from < self.position && !plant::is(Bug::TailNotRewritten) {
             let bytes = (self.position - from).min(CHUNK_BYTES);
             let mut chunk = BytesMut::zeroed(usize::try_from(bytes).expect("a chunk is small"));
             self.file.read_at(&mut chunk, from)?;

@@ -105,7 +105,7 @@ impl Plan {
             unused,
             end,
             new_id,
-            id: examined.id.unwrap_or_else(fresh_id),
+            id: examined.id.unwrap_or_else(|| fresh_id(storage::random)),
             segments: examined.segments,
         }
     }
@@ -170,7 +170,7 @@ impl Plan {
     }
 
     fn make(&self, storage: &dyn Storage, from: Offset, to: Offset, now: Timestamp) -> io::Result<()> {
-        let header = SegmentHeader { id: self.id, base: from, created: now, salt: fresh_salt() };
+        let header = SegmentHeader { id: self.id, base: from, created: now, salt: fresh_salt(storage) };
         let mut writer = SegmentWriter::begin(storage, header)?;
         writer.gap_to(to, true)?;
         if self.segments.last().is_none_or(|last| last.base < to) {
@@ -183,7 +183,7 @@ impl Plan {
         let place = self.segments.iter().position(|segment| segment.name == name);
         let place = place.expect("only segments that were found are written anew");
         let segment = &self.segments[place];
-        let salt = segment.salt.unwrap_or_else(fresh_salt);
+        let salt = segment.salt.unwrap_or_else(|| fresh_salt(storage));
         // When it was made is lost with its header, and is told only to people.
         let header = segment.header.unwrap_or(SegmentHeader {
             id: self.id,

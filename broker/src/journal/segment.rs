@@ -12,8 +12,9 @@ use std::sync::{Arc, Mutex};
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::format::{FRAME_BYTES, Footer, Frame, FramePlace, Kind, SEGMENT_HEADER_BYTES, SegmentHeader};
-use super::storage::{Storage, StorageFile};
+use super::storage::{Storage, StorageFile, is_no_space};
 use super::topics::{TopicSummary, Topics};
+use crate::plant::{self, Bug};
 use crate::record::{Batch, Offset, Timestamp};
 
 /// One frame in so many bytes is remembered in the sparse index; a seek reads at most this much in vain.
@@ -118,11 +119,45 @@ pub(super) fn file_name(base: Offset) -> String {
     format!("{base:020}.log")
 }
 
+fn unfinished_name(base: Offset) -> String {
+    format!("{}.new", file_name(base))
+}
+
 /// The base offset in a segment's name; `None` for other files.
 pub(super) fn base_in_name(name: &str) -> Option<Offset> {
     let digits = name.strip_suffix(".log")?;
     let all_digits = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
     all_digits.then(|| digits.parse().ok().map(Offset)).flatten()
+}
+
+/// Why something was not written.
+#[derive(Debug)]
+pub(super) enum WriteError {
+    /// The disk is full. Nothing else has changed: the same may be tried again.
+    NoSpace(io::Error),
+    /// Nothing may be written any more.
+    Failed(io::Error),
+}
+
+impl WriteError {
+    /// From a call that only adds to the disk.
+    fn adding(error: io::Error) -> Self {
+        if is_no_space(&error) { Self::NoSpace(error) } else { Self::Failed(error) }
+    }
+}
+
+impl From<io::Error> for WriteError {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<WriteError> for io::Error {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::NoSpace(error) | WriteError::Failed(error) => error,
+        }
+    }
 }
 
 /// The segment that is written to.
@@ -134,7 +169,7 @@ pub(super) struct ActiveSegment {
     position: u64,
     /// How long the file is.
     length: u64,
-    /// How much more than needed the file is made longer at a time.
+    /// So much is always reserved behind what is written, and at most twice as much.
     reserve_bytes: u64,
     topics: Topics,
     /// The file before this one, as long as the operating system may cache it.
@@ -146,13 +181,25 @@ pub(super) struct ActiveSegment {
 impl ActiveSegment {
     /// Makes a segment; its name is durable when this returns.
     pub(super) fn create(storage: &dyn Storage, header: SegmentHeader) -> io::Result<Self> {
+        let file = Self::prepare(storage, &header)?;
+        Self::adopt(storage, header, file)
+    }
+
+    /// Makes the file of a segment under another name: everything that needs space.
+    fn prepare(storage: &dyn Storage, header: &SegmentHeader) -> Result<Arc<dyn StorageFile>, WriteError> {
+        let file = storage.create(&unfinished_name(header.base)).map_err(WriteError::adding)?;
+        file.write_at(&header.encode(), 0).map_err(WriteError::adding)?;
+        file.sync().map_err(WriteError::adding)?;
+        Ok(file)
+    }
+
+    /// Gives a prepared file its name.
+    fn adopt(storage: &dyn Storage, header: SegmentHeader, file: Arc<dyn StorageFile>) -> io::Result<Self> {
         let segment = Arc::new(Segment::new(header));
-        let new = format!("{}.new", segment.name);
-        let file = storage.create(&new)?;
-        file.write_at(&header.encode(), 0)?;
-        file.sync()?;
-        storage.rename(&new, &segment.name)?;
-        storage.sync_folder()?;
+        storage.rename(&unfinished_name(header.base), &segment.name)?;
+        if !plant::is(Bug::FolderNotSynced) {
+            storage.sync_folder()?;
+        }
         Ok(Self::resume(segment, file, SEGMENT_HEADER_BYTES as u64, Topics::default()))
     }
 
@@ -180,24 +227,44 @@ impl ActiveSegment {
         self.position
     }
 
-    /// Lets the file grow in steps of this size from now on, ahead of what is written.
+    /// Lets the file grow ahead of what is written from now on, in steps of this size.
     pub(super) fn reserve_ahead(&mut self, bytes: u64) {
         self.reserve_bytes = bytes;
     }
 
-    /// Writes a frame behind the last one.
-    pub(super) fn write(&mut self, frame: &[u8], base: Offset) -> io::Result<()> {
+    /// Writes a frame behind the last one. Some space is always reserved behind it: where that cannot be had, the
+    /// frame is not written, and what was reserved before can be given back for what must be saved before anything
+    /// can be trimmed.
+    pub(super) fn write(&mut self, frame: &[u8], base: Offset) -> Result<(), WriteError> {
         let end = self.position + frame.len() as u64;
-        if end > self.length && self.reserve_bytes > 0 {
-            self.length = end + self.reserve_bytes;
-            self.file.reserve(self.length);
+        if end + self.reserve_bytes > self.length && self.reserve_bytes > 0 {
+            let length = end + 2 * self.reserve_bytes;
+            self.added(self.file.reserve(length))?;
+            self.length = length;
         }
-        self.file.write_at(frame, self.position)?;
+        self.put(frame, base)
+    }
+
+    /// Writes a frame behind the last one, reserving nothing.
+    fn put(&mut self, frame: &[u8], base: Offset) -> Result<(), WriteError> {
+        self.added(self.file.write_at(frame, self.position))?;
         self.segment.remember(base, self.position);
-        self.position = end;
-        self.length = self.length.max(end);
+        self.position += frame.len() as u64;
+        self.length = self.length.max(self.position);
         self.segment.file_bytes.store(self.position, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Leaves the file as long as it was if there was no space to make it longer.
+    fn added(&self, added: io::Result<()>) -> Result<(), WriteError> {
+        let error = match added {
+            Ok(()) => return Ok(()),
+            Err(error) => WriteError::adding(error),
+        };
+        if matches!(error, WriteError::NoSpace(_)) {
+            self.file.set_len(self.length)?;
+        }
+        Err(error)
     }
 
     /// The records of `batch`, which was written, count for the summary of topics.
@@ -213,11 +280,11 @@ impl ActiveSegment {
     }
 
     /// Writes a mark: proof for a later recovery that everything before `end` was synced.
-    pub(super) fn mark(&mut self, end: Offset, time: Timestamp) -> io::Result<()> {
+    pub(super) fn mark(&mut self, end: Offset, time: Timestamp) -> Result<(), WriteError> {
         let mut frame = [0; FRAME_BYTES];
         let place = FramePlace { base: end, count: 0, time, durable_before: end };
         Frame::seal(Kind::Mark, place, self.segment.header.salt, &mut frame);
-        self.write(&frame, end)
+        self.put(&frame, end)
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {
@@ -245,9 +312,18 @@ impl ActiveSegment {
         self.file.let_go_before(self.cached_from);
     }
 
-    /// Makes the next segment and goes on there. This one must be sealed.
-    pub(super) fn go_on(&mut self, storage: &dyn Storage, header: SegmentHeader) -> io::Result<()> {
-        let next = Self::create(storage, header)?;
+    /// Seals this segment, behind whose last entry `header` begins, and goes on in a new one. Everything that needs
+    /// space comes first, so that without it nothing has changed.
+    pub(super) fn roll(
+        &mut self,
+        storage: &dyn Storage,
+        header: SegmentHeader,
+        durable_before: Offset,
+        newest: Timestamp,
+    ) -> Result<(), WriteError> {
+        let file = Self::prepare(storage, &header)?;
+        self.seal(header.base, durable_before, newest)?;
+        let next = Self::adopt(storage, header, file)?;
         let sealed = std::mem::replace(self, next);
         self.reserve_bytes = sealed.reserve_bytes;
         if let Some(before) = sealed.before {
@@ -258,15 +334,23 @@ impl ActiveSegment {
     }
 
     /// Closes the segment with a footer and syncs it; entries from `durable_before` on were not synced before.
-    pub(super) fn seal(&mut self, end: Offset, durable_before: Offset, newest: Timestamp) -> io::Result<()> {
+    pub(super) fn seal(
+        &mut self,
+        end: Offset,
+        durable_before: Offset,
+        newest: Timestamp,
+    ) -> Result<(), WriteError> {
         let readable = self.position;
         let index = self.segment.index().clone();
         let topics = TopicSummary::new(self.topics.encode().into());
-        let footer = Footer { index, end, newest, position: readable, topics };
+        let told = if plant::is(Bug::FooterEndOffByOne) { Offset(end.0 - 1) } else { end };
+        let footer = Footer { index, end: told, newest, position: readable, topics };
         let frame = footer.encode(durable_before, self.segment.header.salt);
-        self.write(&frame, end)?;
+        self.put(&frame, end)?;
         self.cut()?;
-        self.file.sync()?;
+        if !plant::is(Bug::SealNotSynced) {
+            self.file.sync()?;
+        }
         self.segment.publish(end, readable, newest);
         Ok(())
     }

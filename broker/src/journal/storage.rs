@@ -2,16 +2,24 @@
 //!
 //! A [`Storage`] promises as little as POSIX does: a write is on disk after [`StorageFile::sync`], a name after
 //! [`Storage::sync_folder`], and nothing is before. What follows from a failed call is the caller's business.
+//!
+//! `Ok` always means all of it: there are no short reads or writes to look out for. An error of a write or a sync
+//! leaves open how much was done. Only one error may be survived: [`is_no_space`] from a write or a reservation,
+//! for then nothing that was written before is in doubt. After any other, and after every failed sync, what lies
+//! in the operating system's cache cannot be known.
 
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions, TryLockError};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use super::memory::{Call, MemoryStorage};
+use crate::plant::{self, Bug};
+
+pub use super::memory::{Call, Fault, Kept, MemoryStorage};
 
 /// A flat folder of files.
 pub trait Storage: Debug + Send + Sync {
@@ -29,13 +37,22 @@ pub trait Storage: Debug + Send + Sync {
     fn sync_folder(&self) -> io::Result<()>;
     /// How a message names the file.
     fn display(&self, name: &str) -> String;
+    /// Random bits, for what must be unique or must not be guessed.
+    fn random(&self) -> u64 {
+        random()
+    }
+}
+
+/// Random bits from the keys that the standard library draws from the operating system for its hash maps.
+pub(super) fn random() -> u64 {
+    RandomState::new().hash_one(std::process::id())
 }
 
 /// A file of a [`Storage`].
 pub trait StorageFile: Debug + Send + Sync {
     /// Reads exactly `buffer.len()` bytes at `at`.
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()>;
-    /// Writes all of `bytes` at `at`.
+    /// Writes all of `bytes` at `at`, or fails with any part of them written.
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()>;
     /// Makes content and length durable.
     fn sync(&self) -> io::Result<()>;
@@ -44,8 +61,14 @@ pub trait StorageFile: Debug + Send + Sync {
     /// Cuts or extends it.
     fn set_len(&self, bytes: u64) -> io::Result<()>;
     /// Makes the file at least `bytes` long, with zeros, so that writes up to there need no new space; does nothing
-    /// where that is not possible. Only an optimisation: on Linux it halves what small syncs cost.
-    fn reserve(&self, _bytes: u64) {}
+    /// where files cannot be made longer in this way. On Linux it halves what small syncs cost.
+    ///
+    /// # Errors
+    ///
+    /// Only [`is_no_space`]: there is not so much space. The file may have become longer all the same.
+    fn reserve(&self, _bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
     /// Says that what lies before file position `end` and is synced will hardly be read soon: whoever caches it
     /// may let it go.
     fn let_go_before(&self, _end: u64) {}
@@ -55,12 +78,24 @@ pub trait StorageFile: Debug + Send + Sync {
     }
 }
 
+/// Whether `error` says that the disk is full, or the quota used up: it can be tried again when there is room.
+pub fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// Writes `bytes` as the file `name` so that after a crash it holds either all of them or what it held before.
 pub fn replace_file(storage: &dyn Storage, name: &str, bytes: &[u8]) -> io::Result<()> {
+    if plant::is(Bug::CursorsOverwritten) && storage.open(name).is_ok() {
+        let file = storage.open(name)?;
+        file.write_at(bytes, 0)?;
+        return file.sync();
+    }
     let new = format!("{name}.new");
     let file = storage.create(&new)?;
     file.write_at(bytes, 0)?;
-    file.sync()?;
+    if !plant::is(Bug::CursorsNotSynced) {
+        file.sync()?;
+    }
     storage.rename(&new, name)?;
     storage.sync_folder()
 }
@@ -252,9 +287,13 @@ impl StorageFile for DiskFile {
         self.0.sync_all()
     }
 
-    fn reserve(&self, bytes: u64) {
-        // A disk that is full fails the write that needs the space, not this.
-        let _ = rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), 0, bytes);
+    fn reserve(&self, bytes: u64) -> io::Result<()> {
+        let reserved = rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), 0, bytes);
+        match reserved.map_err(io::Error::from) {
+            Err(error) if is_no_space(&error) => Err(error),
+            // Not every file system can; then the write says whether there is space.
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     fn let_go_before(&self, end: u64) {

@@ -1,10 +1,12 @@
 //! Tests of the whole journal.
 
+mod clock;
 mod damage;
 mod faults;
 mod limits;
 mod opening;
 mod repair;
+mod space;
 mod threads;
 mod topics;
 mod world;

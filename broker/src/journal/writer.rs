@@ -3,15 +3,23 @@
 //! Nothing is told to be durable before the sync that makes it so has returned. After one failed write or sync
 //! nothing is written any more: what a failed sync leaves in the operating system's cache cannot be known, and
 //! only a recovery, which writes the doubtful tail again, may build on it.
+//!
+//! A write for which the disk has no space is the one exception: nothing that was written before is in doubt. What
+//! does not fit waits here, the appender refuses, and the same bytes are tried again whenever something was trimmed,
+//! and every second.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::cursors::Passed;
 use super::format::{FRAME_BYTES, Frame, FramePlace, Kind, SegmentHeader};
-use super::segment::{ActiveSegment, Segment};
+use super::segment::{ActiveSegment, Segment, WriteError};
+use super::storage::is_no_space;
 use super::{FullPolicy, Shared, SyncPolicy, fresh_salt};
 use crate::plant::{self, Bug};
 use crate::record::{Batch, BatchBuilder, Offset, Timestamp};
@@ -19,14 +27,18 @@ use crate::record::{Batch, BatchBuilder, Offset, Timestamp};
 /// How often cursors are saved, age is looked at and an idle journal is marked.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
-/// The most that a segment is made longer ahead of what is written.
-const RESERVE_BYTES_MAX: u64 = 8 << 20;
+/// The most that is reserved ahead of what is written; at times twice as much.
+const RESERVE_BYTES_MAX: u64 = 4 << 20;
 
 /// Writes batches and syncs them.
 #[derive(Debug)]
 pub struct Writer {
     shared: Arc<Shared>,
     active: ActiveSegment,
+    /// Handed over, and not written yet: empty, unless the disk is full.
+    waiting: VecDeque<BatchBuilder>,
+    /// The frame of the batch before those.
+    unwritten: Option<Unwritten>,
     /// The offset behind the last written entry.
     end: Offset,
     /// Every entry before it was synced.
@@ -45,13 +57,23 @@ pub struct Writer {
     cursors_unsaved: bool,
 }
 
+/// A batch whose frame is made and not written. It fits this one place in the active segment only.
+#[derive(Debug)]
+struct Unwritten {
+    frame: Bytes,
+    batch: Batch,
+    memory_bytes: usize,
+}
+
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, mut active: ActiveSegment, marked: Offset) -> Self {
-        active.reserve_ahead((shared.options.segment_bytes / 8).min(RESERVE_BYTES_MAX));
+        active.reserve_ahead((shared.options.segment_bytes / 16).min(RESERVE_BYTES_MAX));
         let (end, now) = (shared.durable_end(), shared.now());
         let writer = Self {
             shared,
             active,
+            waiting: VecDeque::new(),
+            unwritten: None,
             end,
             synced: end,
             marked,
@@ -66,7 +88,7 @@ impl Writer {
         writer
     }
 
-    /// Writes and syncs the submitted batches, if there are any; says whether there were. Looks after cursors, age
+    /// Writes and syncs the submitted batches, if there are any; says whether it wrote any. Looks after cursors, age
     /// and size when it is time.
     pub fn step(&mut self) -> bool {
         let wrote = self.write_submitted();
@@ -78,14 +100,15 @@ impl Writer {
     /// The first half of [`Writer::step`]: writes what was submitted and does not sync it. A simulation may let
     /// anything happen before [`Writer::publish_written`].
     pub fn write_submitted(&mut self) -> bool {
-        let batches = self.shared.handover.take();
-        if batches.is_empty() || self.shared.is_failed() {
+        self.waiting.extend(self.shared.handover.take());
+        if self.shared.is_failed() || (self.waiting.is_empty() && self.unwritten.is_none()) {
             return false;
         }
-        if let Err(error) = self.write_all(batches) {
+        let before = self.end;
+        if let Err(error) = self.write_while_there_is_space() {
             self.fail("write", &error);
         }
-        true
+        self.end > before
     }
 
     /// The second half of [`Writer::step`]: syncs, as the policy says, and publishes what was written.
@@ -115,7 +138,15 @@ impl Writer {
         if self.shared.is_failed() {
             return;
         }
-        let ended = self.sync().and_then(|()| self.mark()).and_then(|()| self.active.cut());
+        let entries: u32 = self.waiting.iter().map(BatchBuilder::count).sum();
+        let entries = entries + self.unwritten.as_ref().map_or(0, |unwritten| unwritten.batch.count());
+        if entries > 0 {
+            tracing::warn!(
+                entries,
+                "the disk was full to the end: these were never acknowledged and are gone"
+            );
+        }
+        let ended = self.sync().and_then(|()| no_matter(self.mark())).and_then(|()| self.active.cut());
         let ended = ended.and_then(|()| self.active.sync());
         if let Err(error) = ended {
             self.fail("sync", &error);
@@ -135,20 +166,46 @@ impl Writer {
         }
     }
 
-    fn write_all(&mut self, batches: Vec<BatchBuilder>) -> io::Result<()> {
-        for batch in batches {
+    fn write_while_there_is_space(&mut self) -> io::Result<()> {
+        loop {
+            match self.write_waiting() {
+                Ok(()) => {
+                    self.unblock();
+                    return Ok(());
+                }
+                Err(WriteError::Failed(error)) => return Err(error),
+                Err(WriteError::NoSpace(error)) => {
+                    if !self.make_space()? {
+                        self.block(&error);
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes what waits, in order. After [`WriteError::NoSpace`] it goes on with the same frame.
+    fn write_waiting(&mut self) -> Result<(), WriteError> {
+        loop {
+            if let Some(unwritten) = &self.unwritten {
+                let written = self.active.write(&unwritten.frame, unwritten.batch.base());
+                if !(plant::is(Bug::NoSpaceIgnored) && matches!(written, Err(WriteError::NoSpace(_)))) {
+                    written?;
+                }
+                self.note_written();
+            }
+            let Some(batch) = self.waiting.front() else { return Ok(()) };
             let bytes = (FRAME_BYTES + batch.entries_bytes()) as u64;
             self.trim(bytes)?;
             let full = self.active.position() + bytes > self.shared.options.segment_bytes;
             if full && self.end > self.active.segment.base() {
                 self.roll()?;
             }
-            self.write(batch)?;
+            self.unwritten = self.waiting.pop_front().map(|batch| self.seal(batch));
         }
-        Ok(())
     }
 
-    fn write(&mut self, batch: BatchBuilder) -> io::Result<()> {
+    fn seal(&self, batch: BatchBuilder) -> Unwritten {
         let memory_bytes = batch.memory_bytes();
         let place = FramePlace {
             base: batch.base(),
@@ -159,14 +216,55 @@ impl Writer {
         let salt = self.active.segment.header.salt;
         let (frame, batch) = batch.finish(|frame| Frame::seal(Kind::Batch, place, salt, frame));
         assert_eq!(batch.base(), self.end, "offsets are dense");
-        self.active.write(&frame, batch.base())?;
+        Unwritten { frame, batch, memory_bytes }
+    }
+
+    fn note_written(&mut self) {
+        let Some(Unwritten { frame, batch, memory_bytes }) = self.unwritten.take() else { return };
         self.active.note_topics(&batch);
         self.end = batch.end();
         self.shared.bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
         self.written_bytes += frame.len() as u64;
         self.shared.tail.push(batch.clone(), memory_bytes);
         self.written.push(batch);
-        Ok(())
+    }
+
+    /// Whether the disk is full.
+    fn is_blocked(&self) -> bool {
+        self.shared.no_space().is_some()
+    }
+
+    /// The disk is full and nothing can be trimmed: nothing more is accepted until that changes.
+    fn block(&mut self, error: &io::Error) {
+        let file = self.shared.storage.display(&self.active.segment.name);
+        let reason = format!("no space for {file}: {error}");
+        if self.shared.no_space().replace(reason.clone()).is_none() {
+            tracing::error!(
+                reason,
+                "the disk is full: the journal goes on by itself when there is space, or when a cursor moves on"
+            );
+        }
+        self.make_room_known();
+        if !self.shared.full.swap(true, Ordering::SeqCst) {
+            self.shared.notify();
+        }
+    }
+
+    fn unblock(&mut self) {
+        if self.shared.no_space().take().is_some() {
+            tracing::info!("the disk has space again");
+            self.make_room_known();
+            if self.shared.full.swap(false, Ordering::SeqCst) {
+                self.shared.notify();
+            }
+        }
+    }
+
+    /// The disk is full before the journal is: discards the oldest segment, if the cursors and the policy allow it.
+    fn make_space(&mut self) -> io::Result<bool> {
+        let Some(oldest) = self.shared.oldest_sealed() else { return Ok(false) };
+        self.shared.trim_wanted.store(oldest.end().0, Ordering::Release);
+        self.discard(&oldest, self.shared.options.full == FullPolicy::DropOldest)
     }
 
     fn sync_is_due(&self) -> bool {
@@ -181,7 +279,12 @@ impl Writer {
 
     fn sync(&mut self) -> io::Result<()> {
         if self.synced < self.end {
-            self.active.sync()?;
+            if !plant::is(Bug::SyncSkipped) {
+                let synced = self.active.sync();
+                if !plant::is(Bug::SyncErrorIgnored) {
+                    synced?;
+                }
+            }
             self.synced = self.end;
             self.shared.synced.store(self.synced.0, Ordering::Release);
             self.synced_at = self.shared.now();
@@ -204,30 +307,41 @@ impl Writer {
     fn make_room_known(&self) {
         let options = &self.shared.options;
         let room = match options.full {
-            FullPolicy::DropOldest => u64::MAX,
-            FullPolicy::Refuse => {
+            _ if self.is_blocked() => 0,
+            FullPolicy::DropOldest if self.shared.oldest_sealed().is_none_or(|it| self.may_drop(&it)) => {
+                u64::MAX
+            }
+            FullPolicy::DropOldest | FullPolicy::Refuse => {
                 let written = self.total_bytes + self.written_bytes;
                 let limit = options.max_bytes + options.reserve_bytes();
                 written + limit.saturating_sub(self.shared.bytes.load(Ordering::Relaxed))
             }
         };
         self.shared.allow(room);
+        if room == u64::MAX && self.shared.full.swap(false, Ordering::SeqCst) {
+            self.shared.notify();
+        }
+    }
+
+    /// Whether nobody needs `segment` to know its own state.
+    fn may_drop(&self, segment: &Segment) -> bool {
+        segment.end().0 <= self.shared.kept_from.load(Ordering::Acquire)
     }
 
     /// Seals the active segment and begins the next one. Everything in a sealed segment is published, so that
     /// trimming never passes the durable end.
-    fn roll(&mut self) -> io::Result<()> {
+    fn roll(&mut self) -> Result<(), WriteError> {
         let now = self.shared.now();
+        let sealed = self.active.segment.clone();
         let before = self.active.position();
-        let newest = if self.written.is_empty() { self.active.segment.newest() } else { now };
-        self.active.seal(self.end, self.synced, newest)?;
+        let newest = if self.written.is_empty() { sealed.newest() } else { now };
+        let salt = fresh_salt(&*self.shared.storage);
+        let header = SegmentHeader { id: self.shared.id, base: self.end, created: now, salt };
+        self.active.roll(&*self.shared.storage, header, self.synced, newest)?;
         self.synced = self.end;
         self.shared.synced.store(self.synced.0, Ordering::Release);
         self.synced_at = now;
-        let footer_bytes = self.active.position() - before;
-        let header = SegmentHeader { id: self.shared.id, base: self.end, created: now, salt: fresh_salt() };
-        self.active.go_on(&*self.shared.storage, header)?;
-        let bytes = footer_bytes + self.active.position();
+        let bytes = sealed.file_bytes() - before + self.active.position();
         self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.shared.segments_mut().push_back(self.active.segment.clone());
         if !self.written.is_empty() {
@@ -244,7 +358,9 @@ impl Writer {
         loop {
             let bytes = self.shared.bytes.load(Ordering::Relaxed) + incoming;
             let Some(oldest) = self.shared.oldest_sealed().filter(|_| bytes > limit) else {
-                self.shared.trim_wanted.store(u64::MAX, Ordering::Release);
+                if !self.is_blocked() {
+                    self.shared.trim_wanted.store(u64::MAX, Ordering::Release);
+                }
                 return Ok(());
             };
             // Told before the cursors are looked at, so that one that moves after the look pokes the writer.
@@ -258,8 +374,11 @@ impl Writer {
 
     /// Discards `oldest` if every cursor has passed it, or if it is forced; whether it did.
     fn discard(&mut self, oldest: &Segment, forced: bool) -> io::Result<bool> {
+        if !self.may_drop(oldest) {
+            return Ok(false);
+        }
         if self.shared.cursors.passed(oldest.end()) == Passed::Unsaved && !self.cursors_unsaved {
-            self.save_cursors();
+            self.save_cursors()?;
         }
         let shared = &self.shared;
         if !shared.cursors.trim_to(oldest.end(), forced, &shared.start) {
@@ -272,7 +391,7 @@ impl Writer {
         shared.bytes.fetch_sub(oldest.file_bytes(), Ordering::Relaxed);
         tracing::debug!(segment = oldest.name, "trimmed");
         self.make_room_known();
-        if shared.full.swap(false, Ordering::AcqRel) {
+        if !self.is_blocked() && shared.full.swap(false, Ordering::SeqCst) {
             tracing::info!("the journal has room again");
             shared.notify();
         }
@@ -285,31 +404,49 @@ impl Writer {
             return;
         }
         let due = u128::from(self.since(self.housekeeping_at)) >= HOUSEKEEPING.as_millis();
-        if due {
-            self.housekeeping_at = self.shared.now();
-            self.cursors_unsaved = false;
-            if self.shared.cursors.is_dirty() {
-                self.save_cursors();
-            }
-        }
-        // Behind the saving, which may be what trimming waits for.
-        let kept = self
-            .trim(0)
-            .and_then(|()| if due { self.trim_aged().and_then(|()| self.mark()) } else { Ok(()) });
-        if let Err(error) = kept {
+        if let Err(error) = self.keep_house_at(due) {
             self.fail("write", &error);
         }
     }
 
-    fn save_cursors(&mut self) {
-        if let Err(error) = self.shared.save_cursors(None) {
+    fn keep_house_at(&mut self, due: bool) -> io::Result<()> {
+        if due {
+            self.housekeeping_at = self.shared.now();
+            self.cursors_unsaved = false;
+            if self.shared.cursors.is_dirty() {
+                self.save_cursors()?;
+            }
+        }
+        // Behind the saving, which may be what trimming waits for.
+        self.trim(0)?;
+        if self.shared.options.full == FullPolicy::DropOldest {
+            self.make_room_known();
+        }
+        // A frame that waits must find the place for which it was made.
+        if due && self.unwritten.is_none() {
+            no_matter(self.trim_aged())?;
+            no_matter(self.mark())?;
+        }
+        Ok(())
+    }
+
+    /// Saves the cursors, if it can.
+    fn save_cursors(&mut self) -> io::Result<()> {
+        let mut saved = self.shared.save_cursors(None);
+        if saved.as_ref().is_err_and(is_no_space) {
+            // What was reserved ahead is worth less than what can be trimmed once they are saved.
+            self.active.cut()?;
+            saved = self.shared.save_cursors(None);
+        }
+        if let Err(error) = saved {
             self.cursors_unsaved = true;
             tracing::error!(%error, "the cursors could not be saved; tried again in a second");
         }
+        Ok(())
     }
 
     /// Once everything written is synced, says so on disk.
-    fn mark(&mut self) -> io::Result<()> {
+    fn mark(&mut self) -> Result<(), WriteError> {
         if self.synced == self.end && self.marked < self.end {
             self.active.mark(self.end, self.shared.now())?;
             self.shared.bytes.fetch_add(FRAME_BYTES as u64, Ordering::Relaxed);
@@ -319,7 +456,7 @@ impl Writer {
     }
 
     /// Discards segments that are too old and done with. An active one that is too old is sealed for that.
-    fn trim_aged(&mut self) -> io::Result<()> {
+    fn trim_aged(&mut self) -> Result<(), WriteError> {
         let Some(max_age) = self.shared.options.max_age else { return Ok(()) };
         let active = self.active.segment.clone();
         let done = || self.shared.cursors.passed(self.end) != Passed::No;
@@ -353,7 +490,10 @@ impl Writer {
             SyncPolicy::Always | SyncPolicy::Interval(_) | SyncPolicy::Never => None,
         };
         let unmarked = self.marked < self.end && self.synced == self.end;
-        let house = unmarked || self.shared.cursors.is_dirty() || self.shared.options.max_age.is_some();
+        let house = unmarked
+            || self.is_blocked()
+            || self.shared.cursors.is_dirty()
+            || self.shared.options.max_age.is_some();
         let house = house.then_some((self.housekeeping_at, HOUSEKEEPING));
         let left = |(last, period): (Timestamp, Duration)| {
             // The clock counts whole milliseconds: one more, so that it is time when the thread wakes up.
@@ -372,7 +512,17 @@ impl Writer {
         );
         self.shared.fail(reason);
         self.written.clear();
+        self.waiting.clear();
+        self.unwritten = None;
         self.shared.handover.settle(std::iter::empty(), 0);
         self.shared.notify();
+    }
+}
+
+/// Housekeeping that a full disk does not let happen is done later.
+fn no_matter(done: Result<(), WriteError>) -> io::Result<()> {
+    match done {
+        Ok(()) | Err(WriteError::NoSpace(_)) => Ok(()),
+        Err(WriteError::Failed(error)) => Err(error),
     }
 }

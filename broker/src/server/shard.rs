@@ -117,6 +117,7 @@ impl Shard {
             .cursor(CURSOR, StartAt::Oldest)
             .map_err(|error| StartError::Restore(error.to_string()))?;
         let (broker, from) = restore(&options, &journal, &mut appender, &storage, clock.now())?;
+        journal.keep_from(from);
         let reader = journal.reader(journal.durable_end());
         Ok(Self {
             poll,

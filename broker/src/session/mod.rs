@@ -11,10 +11,10 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use foldhash::HashMap;
-
 use self::control::Will;
 use self::window::Window;
+use crate::maps::HashMap;
+use crate::plant::{self, Bug};
 use crate::record::{Offset, Qos, Timestamp};
 use crate::retained::Retained;
 use crate::router::SubscriptionOptions;
@@ -70,16 +70,21 @@ impl Ahead {
         self.offsets.front() == Some(&offset)
     }
 
+    /// Where a session that stands at `next` would go on.
+    fn reached(&self, next: Offset, durable_end: Offset) -> Offset {
+        match self.offsets.iter().find(|offset| **offset >= next) {
+            Some(offset) => *offset,
+            None if self.complete => next.max(durable_end),
+            None => next,
+        }
+    }
+
     /// Where a session that stands at `next` goes on.
     fn after(&mut self, next: Offset, durable_end: Offset) -> Offset {
         while self.offsets.front().is_some_and(|offset| *offset < next) {
             self.offsets.pop_front();
         }
-        match self.offsets.front() {
-            Some(offset) => *offset,
-            None if self.complete => next.max(durable_end),
-            None => next,
-        }
+        self.reached(next, durable_end)
     }
 }
 
@@ -147,6 +152,8 @@ pub struct Session {
     pub will_at: Option<Duration>,
     /// Whether the Will waits only because the broker was away: a client that returns voids it.
     pub will_in_grace: bool,
+    /// Whether its Will is due and the journal has no room for it.
+    pub waits_for_room: bool,
     /// The last position that the journal knows of.
     pub position_saved: Offset,
     /// Whether the journal knows it.
@@ -187,6 +194,7 @@ impl Session {
             will: None,
             will_at: None,
             will_in_grace: false,
+            waits_for_room: false,
             position_saved: now_at,
             recorded: false,
             progressed: false,
@@ -226,10 +234,15 @@ impl Session {
     /// Every record before it that belongs to the session is acknowledged; `durable_end` is where a live session
     /// stands.
     pub fn position(&self, durable_end: Offset) -> Offset {
+        // Groups keep account of what is due to them.
+        let has_own_filters = self.filters.len() > self.shared.len();
         let served = match self.flow {
-            Flow::Live => durable_end,
-            Flow::CatchingUp(next) => next,
+            Flow::CatchingUp(next) if has_own_filters => self.ahead.reached(next, durable_end),
+            Flow::Live | Flow::CatchingUp(_) => durable_end,
         };
+        if plant::is(Bug::PositionPassesInFlight) {
+            return served;
+        }
         self.window.lowest_offset().map_or(served, |lowest| lowest.min(served))
     }
 }

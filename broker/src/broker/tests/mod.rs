@@ -8,6 +8,7 @@ mod limits;
 mod rig;
 mod sessions;
 mod shared;
+mod simulated;
 mod size;
 mod system;
 

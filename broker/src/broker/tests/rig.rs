@@ -15,12 +15,15 @@ use crate::slots::Key;
 pub(super) struct Log {
     pub(super) batches: Vec<Batch>,
     filling: BatchBuilder,
+    /// Why records are refused; control entries only if it has failed.
     pub(super) refuse: Option<Refused>,
+    /// Whether control entries are refused for the same reason.
+    pub(super) refuse_control: bool,
 }
 
 impl Log {
     fn new() -> Self {
-        Self { batches: Vec::new(), filling: begin(Offset(0)), refuse: None }
+        Self { batches: Vec::new(), filling: begin(Offset(0)), refuse: None, refuse_control: false }
     }
 
     fn durable_end(&self) -> Offset {
@@ -35,7 +38,9 @@ fn begin(base: Offset) -> BatchBuilder {
 impl Append for Log {
     fn append(&mut self, entry: &Entry<'_>) -> Result<Appended, Refused> {
         match self.refuse {
-            Some(Refused::Full) if matches!(entry, Entry::Control(_)) => Ok(self.filling.push(entry)),
+            Some(Refused::Full) if matches!(entry, Entry::Control(_)) && !self.refuse_control => {
+                Ok(self.filling.push(entry))
+            }
             Some(refused) => Err(refused),
             None => Ok(self.filling.push(entry)),
         }

@@ -143,6 +143,72 @@ fn after_a_crash_every_changed_byte_is_found_except_in_the_last_group() {
     assert_eq!(dropped, format::FRAME_BYTES + last_group);
 }
 
+/// Bits that change while the journal is open, in the segment that is written to and in sealed ones: a reader is told,
+/// and nobody is handed something that was never written.
+#[test]
+fn damage_under_an_open_journal_is_told_to_whoever_reads_it() {
+    let disk = MemoryStorage::default();
+    let options = Options { tail_bytes: 0, ..small() };
+    let (journal, mut appender, mut writer) = Journal::open_stepped(Arc::new(disk.clone()), options).unwrap();
+    for number in 0..40 {
+        push(&mut appender, number);
+        appender.submit();
+        writer.step();
+    }
+    let names = disk.list().unwrap();
+    for name in names.iter().filter(|name| name.ends_with(".log")) {
+        let bytes = disk.content(name).unwrap();
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+        for at in format::SEGMENT_HEADER_BYTES..used {
+            disk.flip(name, at, 0x10);
+            let mut reader = journal.reader(Offset(0));
+            let mut read = 0;
+            let damaged = loop {
+                match reader.next() {
+                    Ok(Some(batch)) => {
+                        assert_eq!(contents(&batch), expected(read..read + u64::from(batch.count())));
+                        read = batch.end().0;
+                    }
+                    Ok(None) => break false,
+                    Err(ReadError::Damaged { file, at: named, .. }) => {
+                        assert!(file.ends_with(name.as_str()) && named <= at as u64, "{file} at {named}");
+                        break true;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            };
+            disk.flip(name, at, 0x10);
+            // A footer is only looked at when the journal is opened.
+            assert!(damaged || read == 40, "{name} byte {at}");
+        }
+    }
+    assert_eq!(read_all(&journal, Offset(0)), expected(0..40), "everything was mended again");
+}
+
+/// Whole parts of files that hold something else, by a seed.
+#[test]
+fn garbled_parts_are_found_or_harmless() {
+    let files = journal(true);
+    let whole = Outcome::Read(expected(0..40));
+    for seed in 0..200 {
+        let disk = MemoryStorage::default();
+        let mut rng = super::super::memory::Rng(seed);
+        for (name, bytes) in &files {
+            disk.create(name).unwrap().write_at(bytes, 0).unwrap();
+        }
+        let (name, bytes) = files.iter().nth(rng.index(files.len())).unwrap();
+        let from = rng.index(bytes.len());
+        let to = (from + 1 + rng.index(300)).min(bytes.len());
+        disk.garble(name, from..to, seed);
+        let found = outcome(&files_of(&disk));
+        let only_the_mark = *name == last_segment(&files) && bytes.len() - from <= format::FRAME_BYTES;
+        assert!(
+            names(&found, name, to) || (only_the_mark && found == whole),
+            "{name} {from}..{to}, seed {seed}: {found:?}"
+        );
+    }
+}
+
 #[test]
 fn a_missing_or_foreign_file_is_refused() {
     let files = journal(true);

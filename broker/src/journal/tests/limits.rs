@@ -131,6 +131,23 @@ fn dropping_the_oldest_is_counted_for_whoever_missed_it() {
 }
 
 #[test]
+fn what_is_needed_to_know_ones_own_state_is_never_dropped() {
+    let mut fixture = open(Options { full: FullPolicy::DropOldest, ..small() });
+    let slow = fixture.journal.cursor("slow", StartAt::Oldest).unwrap();
+    fixture.journal.keep_from(Offset(50));
+    let taken = fixture.fill(2_000);
+    assert!((100..1_000).contains(&taken), "{taken} {:?}", fixture.journal.status());
+    assert!(fixture.journal.start() <= Offset(50));
+    assert!(fixture.journal.status().full);
+    fixture.journal.keep_from(Offset(taken));
+    fixture.step();
+    assert_eq!(fixture.appender.refused(), None);
+    assert_eq!(fixture.fill(30), 30);
+    assert!(fixture.journal.start() <= Offset(taken));
+    assert_eq!(slow.skipped(), fixture.journal.start().0);
+}
+
+#[test]
 fn only_saved_positions_let_segments_go() {
     let mut fixture = open(small());
     let cursor = fixture.journal.cursor("sink", StartAt::Oldest).unwrap();

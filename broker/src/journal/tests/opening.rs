@@ -75,8 +75,8 @@ impl StorageFile for CountingFile {
         self.file.set_len(bytes)
     }
 
-    fn reserve(&self, bytes: u64) {
-        self.file.reserve(bytes);
+    fn reserve(&self, bytes: u64) -> std::io::Result<()> {
+        self.file.reserve(bytes)
     }
 }
 

@@ -54,6 +54,21 @@ fn look_for(journal: &Journal, filter: &str) -> (Vec<Offset>, u64) {
 }
 
 #[test]
+fn what_was_trimmed_is_not_passed_over_unsaid() {
+    let (journal, mut appender, mut writer) = fill(&MemoryStorage::default(), &[]);
+    while journal.start() == Offset(0) {
+        publish(&mut appender, "common/1/x");
+        appender.submit();
+        writer.step();
+    }
+    let mut reader = journal.reader(journal.start());
+    reader.seek(Offset(0));
+    assert_eq!(reader.pass_over(|_| false), Offset(0));
+    assert_eq!(reader.offset(), Offset(0), "whoever asked has not learnt that these are gone");
+    assert_eq!(reader.next().unwrap().unwrap().base(), journal.start());
+}
+
+#[test]
 fn whole_segments_are_passed_over_also_after_reopening() {
     let disk = MemoryStorage::default();
     let rare = [3, 90, 91, 199];

@@ -49,7 +49,7 @@ impl World {
         };
         let disk = MemoryStorage::default();
         disk.seed(rng.next());
-        let time = Arc::new(AtomicU64::new(1_000_000));
+        let time = Arc::new(AtomicU64::new(1 << 40));
         Self {
             rng,
             disk,
@@ -122,10 +122,28 @@ impl World {
             9 => self.take_durable(life),
             10 | 11 => self.read(life),
             12 => self.use_cursors(life),
+            13 if self.rng.below(10) == 0 => self.jump(),
             13 => drop(self.time.fetch_add(self.rng.below(3_000), Ordering::Relaxed)),
-            14 if self.rng.below(8) == 0 => self.disk.fail(None, 1 + self.rng.below(20)),
+            14 if self.rng.below(8) == 0 => {
+                let size = (self.rng.below(2) == 0).then(|| self.disk.used_bytes() + self.rng.below(3_000));
+                self.disk.set_capacity(size);
+            }
+            14 if self.rng.below(8) == 0 => {
+                let fault = [Fault::Io, Fault::NoSpace][self.rng.index(2)];
+                self.disk.fail_with(None, 1 + self.rng.below(20), fault);
+            }
             14 if self.rng.below(8) == 0 => self.disk.power_off_at(1 + self.rng.below(20)),
             _ => life.appender.submit(),
+        }
+    }
+
+    /// The clock is set forwards or back by hours.
+    fn jump(&mut self) {
+        let ms = self.rng.below(10 * 3_600_000);
+        if self.rng.below(2) == 0 {
+            self.time.fetch_add(ms, Ordering::Relaxed);
+        } else {
+            self.time.fetch_sub(ms, Ordering::Relaxed);
         }
     }
 
@@ -138,7 +156,10 @@ impl World {
                     self.accepted.push(self.next_number);
                     self.next_number += 1;
                 }
-                Err(crate::record::Refused::Full) => assert_eq!(self.options.full, FullPolicy::Refuse),
+                Err(crate::record::Refused::Full) => {
+                    let waits = life.journal.status().no_space.is_some();
+                    assert!(waits || self.options.full == FullPolicy::Refuse);
+                }
                 Err(crate::record::Refused::Failed) => assert!(life.journal.status().failed.is_some()),
             }
         }
@@ -214,6 +235,7 @@ impl World {
     }
 
     fn end(&mut self, mut life: Life) {
+        self.disk.set_capacity(None);
         let ends_in_order = self.rng.below(3) == 0;
         if ends_in_order {
             life.appender.submit();
@@ -301,7 +323,25 @@ fn random_lives_lose_nothing_durable_and_invent_nothing() {
 #[test]
 fn every_planted_bug_is_caught() {
     use crate::plant::{Bug, plant};
-    for bug in [Bug::TornTailKept, Bug::ChecksumUnchecked, Bug::WatermarkOffByOne, Bug::ReadPastDurableEnd] {
+    let bugs = [
+        Bug::SyncSkipped,
+        Bug::SyncErrorIgnored,
+        Bug::NoSpaceIgnored,
+        Bug::WatermarkOffByOne,
+        Bug::ReadPastDurableEnd,
+        Bug::TornTailKept,
+        Bug::ChecksumUnchecked,
+        Bug::OffsetReused,
+        Bug::TailNotRewritten,
+        Bug::FooterEndOffByOne,
+        Bug::SealNotSynced,
+        Bug::FolderNotSynced,
+        Bug::TrimmedBelowCursor,
+        Bug::TrimmedByUnsaved,
+        Bug::CursorsNotSynced,
+        Bug::CursorsOverwritten,
+    ];
+    for bug in bugs {
         let caught = (0..3_000).find(|seed| {
             plant(Some(bug));
             let run = std::panic::catch_unwind(|| World::run(*seed));

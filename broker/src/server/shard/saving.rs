@@ -17,6 +17,14 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 pub(super) const CHECKPOINT_SHARE: u64 = 4;
 /// and, unless the journal is full already, not more often than this.
 const CHECKPOINT_INTERVAL_MIN: Duration = Duration::from_secs(2);
+/// What a checkpoint lets go of once it is written.
+pub(super) struct Written {
+    /// What it is the state at.
+    offset: Offset,
+    /// What the cursor may move to.
+    position: Offset,
+}
+
 /// Checkpoints taken and to be taken.
 pub(super) struct Checkpoints {
     pub(super) storage: Arc<dyn Storage>,
@@ -25,10 +33,10 @@ pub(super) struct Checkpoints {
     pub(super) last_at: Duration,
     /// Whether more than its share of the journal has come since the last one.
     pub(super) crowded: bool,
-    /// Taken, and waiting until every entry before its offset is durable.
-    pub(super) waiting: Option<(Offset, Offset, Vec<u8>)>,
-    /// Being written by a thread of its own, with the position that the cursor may move to after it.
-    pub(super) writing: Option<(Offset, std::thread::JoinHandle<io::Result<()>>)>,
+    /// Taken, and waiting until every entry in it is durable.
+    pub(super) waiting: Option<checkpoint::Taken>,
+    /// Being written by a thread of its own.
+    pub(super) writing: Option<(Written, std::thread::JoinHandle<io::Result<()>>)>,
 }
 
 impl Shard {
@@ -37,23 +45,26 @@ impl Shard {
     pub(super) fn checkpoint(&mut self, now: Now) {
         let durable_end = self.broker.durable_end();
         let checkpoints = &mut self.checkpoints;
-        if let Some((position, thread)) = checkpoints.writing.take_if(|(_, thread)| thread.is_finished()) {
+        if let Some((written, thread)) = checkpoints.writing.take_if(|(_, thread)| thread.is_finished()) {
             match thread.join() {
-                Ok(Ok(())) => checkpoints.cursor.advance(position),
+                Ok(Ok(())) => {
+                    self.journal.keep_from(written.offset);
+                    checkpoints.cursor.advance(written.position);
+                }
                 Ok(Err(error)) => {
                     tracing::error!(%error, "the checkpoint cannot be written; the journal is kept until it can")
                 }
                 Err(_) => tracing::error!("the thread that writes the checkpoint has failed"),
             }
         }
-        if let Some((_, position, body)) = checkpoints
-            .waiting
-            .take_if(|(offset, ..)| *offset <= durable_end && checkpoints.writing.is_none())
+        let idle = checkpoints.writing.is_none();
+        if let Some(checkpoint::Taken { offset, position, body }) =
+            checkpoints.waiting.take_if(|taken| idle && taken.may_be_written(durable_end))
         {
             let storage = Arc::clone(&checkpoints.storage);
             let write = move || checkpoint::write(&storage, &body);
             match std::thread::Builder::new().name("checkpoint".into()).spawn(write) {
-                Ok(thread) => checkpoints.writing = Some((position, thread)),
+                Ok(thread) => checkpoints.writing = Some((Written { offset, position }, thread)),
                 Err(error) => {
                     tracing::error!(%error, "the checkpoint cannot be written; the journal is kept until it can")
                 }
@@ -66,8 +77,7 @@ impl Shard {
         let full = self.appender.refused() == Some(Refused::Full);
         let due = entries > 0 && (full || (wanted && since >= CHECKPOINT_INTERVAL_MIN));
         if due && checkpoints.waiting.is_none() && !self.journal_failed {
-            let position = self.broker.lowest_position().map_or(end, |lowest| lowest.min(end));
-            checkpoints.waiting = Some((end, position, self.broker.checkpoint(end)));
+            checkpoints.waiting = Some(checkpoint::Taken::of(&self.broker, end));
             checkpoints.last = end;
             checkpoints.last_at = now.monotonic;
         }
@@ -81,11 +91,9 @@ impl Shard {
         if self.journal_failed || self.broker.durable_end() < end {
             return;
         }
-        match checkpoint::write(&self.checkpoints.storage, &self.broker.checkpoint(end)) {
-            Ok(()) => {
-                let position = self.broker.lowest_position().map_or(end, |lowest| lowest.min(end));
-                self.checkpoints.cursor.advance(position);
-            }
+        let taken = checkpoint::Taken::of(&self.broker, end);
+        match checkpoint::write(&self.checkpoints.storage, &taken.body) {
+            Ok(()) => self.checkpoints.cursor.advance(taken.position),
             Err(error) => {
                 tracing::error!(%error, "the checkpoint cannot be written; the next start replays more")
             }
