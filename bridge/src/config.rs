@@ -27,7 +27,6 @@ use tidegate_broker::journal::{self, FullPolicy, SyncPolicy};
 use tidegate_broker::server::Limits;
 
 use crate::{gateway, kafka, postgres};
-use key::KEYS;
 pub use kind::{period, size};
 pub use transports::Transports;
 
@@ -362,7 +361,7 @@ pub fn example() -> String {
 
 /// Every key as `section.key` with the variable that sets it.
 pub fn keys() -> impl Iterator<Item = (&'static str, String)> {
-    KEYS.iter().map(|key| (key.path, key.variable()))
+    key::keys().map(|key| (key.path, key.variable()))
 }
 
 fn wrapped(text: &str, columns: usize) -> Vec<String> {

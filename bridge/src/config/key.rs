@@ -108,13 +108,20 @@ macro_rules! key {
     };
 }
 
+mod postgres;
+
 const MOMENT: Duration = Duration::from_millis(10);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// Every key, in the order of the example file; keys of one section stand together.
-pub(super) const KEYS: &[Key] = &[
+pub(super) fn keys() -> impl Iterator<Item = &'static Key> {
+    [FIRST, postgres::KEYS, LOG].into_iter().flatten()
+}
+
+/// Everything before the section `[postgres]`.
+const FIRST: &[Key] = &[
     key!(
         "data_dir",
         data_dir,
@@ -691,53 +698,10 @@ pub(super) const KEYS: &[Key] = &[
         TopicRetention,
         "How long a new topic keeps records; default is the broker's own span of time, forever has none."
     ),
-    key!(
-        "postgres.url",
-        postgres.url,
-        Text,
-        "The database, as postgres://user:password@host:port/database or host=... user=...; naming it switches the \
-         sink on. It may be away. Better set by TIDEGATE_POSTGRES_URL than written here, when there is a password in \
-         it. Also DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASSWORD, DB_SSL_MODE, or DB_CONNECTION_STRING."
-    )
-    .secret()
-    .sample("\"postgres://tidegate@127.0.0.1:5432/tidegate\""),
-    key!(
-        "postgres.schema",
-        postgres.schema,
-        Text,
-        "The schema of the tables that are to be read; made if it is missing. The sink's own bookkeeping lies in \
-         SCHEMA_internal."
-    ),
-    key!(
-        "postgres.application_name",
-        postgres.application_name,
-        Text,
-        "What its sessions are called in pg_stat_activity."
-    ),
-    key!(
-        "postgres.max_transaction_bytes",
-        postgres.transaction_bytes_max,
-        Size { min: 64 << 10, max: 256 << 20 },
-        "A transaction takes no further batch once it has this many bytes of rows. Takes about twice this of memory."
-    ),
-    key!(
-        "postgres.connect_timeout",
-        postgres.connect_timeout,
-        Period { min: Duration::from_millis(100), max: HOUR },
-        "How long to wait for a connection; then it is tried again."
-    ),
-    key!(
-        "postgres.statement_timeout",
-        postgres.statement_timeout,
-        Period { min: SECOND, max: DAY },
-        "How long a statement may take before the connection is given up and made again."
-    ),
-    key!(
-        "postgres.partition_days_ahead",
-        postgres.partition_days_ahead,
-        Count { min: 1, max: 60 },
-        "How many days ahead there is a partition."
-    ),
+];
+
+/// The last section.
+const LOG: &[Key] = &[
     key!(
         "log.level",
         log.level,
@@ -754,13 +718,13 @@ pub(super) const KEYS: &[Key] = &[
 
 /// The key called `path`.
 pub(super) fn find(path: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.path == path)
+    keys().find(|key| key.path == path)
 }
 
 /// A TOML document: section headers, and what `write` adds for each key.
 pub(super) fn document(mut write: impl FnMut(&Key, &mut String)) -> String {
     let (mut out, mut section) = (String::new(), "");
-    for key in KEYS {
+    for key in keys() {
         if key.section() != section {
             section = key.section();
             out.push_str(&format!("\n[{section}]\n"));

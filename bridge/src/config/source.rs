@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::key::{self, KEYS, Key, Raw};
+use super::key::{self, Key, Raw, keys};
 use super::kind::{Kind, quoted};
 use super::{Origin, Sources};
 
@@ -32,7 +32,7 @@ pub(super) fn settings(sources: &Sources, mistakes: &mut Vec<String>) -> Vec<Set
         let origin = Origin::Option(typed.clone());
         match key::find(path) {
             Some(key) => found.push(Setting { key, value: Ok(Raw::One(text.clone())), origin }),
-            None => mistakes.push(format!("{origin}: {}", unknown(path, KEYS.iter().map(|key| key.path)))),
+            None => mistakes.push(format!("{origin}: {}", unknown(path, keys().map(|key| key.path)))),
         }
     }
     found
@@ -58,11 +58,11 @@ fn file(name: &str, text: &str, found: &mut Vec<Setting>, mistakes: &mut Vec<Str
                 continue;
             }
             let inside = format!("{path}.");
-            let is_section = KEYS.iter().any(|key| key.path.starts_with(&inside));
+            let is_section = keys().any(|key| key.path.starts_with(&inside));
             if let (DeValue::Table(table), true) = (value.get_ref(), is_section) {
                 tables.push((inside, table));
             } else {
-                wrong.push((at, unknown(&path, KEYS.iter().map(|key| key.path))));
+                wrong.push((at, unknown(&path, keys().map(|key| key.path))));
             }
         }
     }
@@ -109,8 +109,8 @@ fn variable(name: &OsString, content: &OsString, mistakes: &mut Vec<String>) -> 
     if other || is_service_link(name, content) {
         return None;
     }
-    let Some(key) = KEYS.iter().find(|key| key.variable() == name) else {
-        mistakes.push(unknown(name, KEYS.iter().map(Key::variable)));
+    let Some(key) = keys().find(|key| key.variable() == name) else {
+        mistakes.push(unknown(name, keys().map(Key::variable)));
         return None;
     };
     if content.is_empty() {

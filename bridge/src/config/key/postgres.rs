@@ -1,0 +1,57 @@
+//! The keys of the section `[postgres]`.
+
+use std::time::Duration;
+
+use super::super::kind::{Count, Kind, Period, Size, Text};
+use super::{DAY, HOUR, Key, SECOND};
+
+/// In the order of the example file.
+pub(super) const KEYS: &[Key] = &[
+    key!(
+        "postgres.url",
+        postgres.url,
+        Text,
+        "The database, as postgres://user:password@host:port/database or host=... user=...; naming it switches the \
+         sink on. It may be away. Better set by TIDEGATE_POSTGRES_URL than written here, when there is a password in \
+         it. Also DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASSWORD, DB_SSL_MODE, or DB_CONNECTION_STRING."
+    )
+    .secret()
+    .sample("\"postgres://tidegate@127.0.0.1:5432/tidegate\""),
+    key!(
+        "postgres.schema",
+        postgres.schema,
+        Text,
+        "The schema of the tables that are to be read; made if it is missing. The sink's own bookkeeping lies in \
+         SCHEMA_internal."
+    ),
+    key!(
+        "postgres.application_name",
+        postgres.application_name,
+        Text,
+        "What its sessions are called in pg_stat_activity."
+    ),
+    key!(
+        "postgres.max_transaction_bytes",
+        postgres.transaction_bytes_max,
+        Size { min: 64 << 10, max: 256 << 20 },
+        "A transaction takes no further batch once it has this many bytes of rows. Takes about twice this of memory."
+    ),
+    key!(
+        "postgres.connect_timeout",
+        postgres.connect_timeout,
+        Period { min: Duration::from_millis(100), max: HOUR },
+        "How long to wait for a connection; then it is tried again."
+    ),
+    key!(
+        "postgres.statement_timeout",
+        postgres.statement_timeout,
+        Period { min: SECOND, max: DAY },
+        "How long a statement may take before the connection is given up and made again."
+    ),
+    key!(
+        "postgres.partition_days_ahead",
+        postgres.partition_days_ahead,
+        Count { min: 1, max: 60 },
+        "How many days ahead there is a partition."
+    ),
+];
