@@ -1,6 +1,9 @@
 //! The PostgreSQL sink against a real server: right rows, exactly once, whatever happens to server and connection.
 
 mod faults;
+mod reader;
+mod retention;
+mod rollups;
 mod rows;
 mod setup;
 

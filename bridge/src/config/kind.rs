@@ -282,6 +282,27 @@ impl Kind<Option<Duration>> for Period {
     }
 }
 
+/// Whole days, or `forever`.
+pub(super) struct Days {
+    pub(super) max: u32,
+}
+
+impl Kind<Option<u32>> for Days {
+    fn parse(&self, text: &str) -> Result<Option<u32>, String> {
+        if text == "forever" {
+            return Ok(None);
+        }
+        let days = text.strip_suffix('d').and_then(|days| days.trim_end().parse().ok());
+        let days = days.filter(|days| (1..=self.max).contains(days));
+        days.map(Some).ok_or_else(|| {
+            format!("{} is not a number of days: write 1d to {}d, or forever", quoted(text), self.max)
+        })
+    }
+    fn show(&self, value: &Option<u32>) -> Option<String> {
+        Some(quoted(&value.map_or_else(|| "forever".to_owned(), |days| format!("{days}d"))))
+    }
+}
+
 /// Whole seconds kept as a number.
 pub(super) struct Seconds(pub(super) Period);
 

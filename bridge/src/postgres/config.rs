@@ -25,6 +25,12 @@ pub struct Config {
     pub statement_timeout: Duration,
     /// How many days ahead there is a partition; 1 to 60.
     pub partition_days_ahead: u16,
+    /// How many days readings are kept, at least one; `None` for ever.
+    pub retention_days: Option<u32>,
+    /// How many days the rollups are kept, at least one; `None` for ever.
+    pub rollup_retention_days: Option<u32>,
+    /// The role that may read the schema; empty for none. At most 63 bytes, not beginning with `pg_`.
+    pub reader_role: String,
 }
 
 impl Default for Config {
@@ -37,6 +43,9 @@ impl Default for Config {
             connect_timeout: Duration::from_secs(10),
             statement_timeout: Duration::from_secs(60),
             partition_days_ahead: 7,
+            retention_days: None,
+            rollup_retention_days: None,
+            reader_role: String::new(),
         }
     }
 }
@@ -52,6 +61,9 @@ impl fmt::Debug for Config {
             .field("connect_timeout", &self.connect_timeout)
             .field("statement_timeout", &self.statement_timeout)
             .field("partition_days_ahead", &self.partition_days_ahead)
+            .field("retention_days", &self.retention_days)
+            .field("rollup_retention_days", &self.rollup_retention_days)
+            .field("reader_role", &self.reader_role)
             .finish()
     }
 }
@@ -149,6 +161,16 @@ impl Config {
         {
             mistakes.push("postgres.application_name: use at most 63 printable ASCII characters".to_owned());
         }
+        if self.reader_role.len() > 63
+            || self.reader_role.starts_with("pg_")
+            || matches!(self.reader_role.as_str(), "public" | "none")
+            || self.reader_role.chars().any(char::is_control)
+        {
+            mistakes.push(
+                "postgres.reader_role: use the name of a role of its own: at most 63 bytes, not beginning with pg_, not public"
+                    .to_owned(),
+            );
+        }
         let mut check = |is_right: bool, key: &str, bounds: &str| {
             if !is_right {
                 mistakes.push(format!("postgres.{key}: use {bounds}"));
@@ -162,6 +184,8 @@ impl Config {
         let statement = second..=86_400 * second;
         check(statement.contains(&self.statement_timeout), "statement_timeout", "1s to 24h");
         check((1..=60).contains(&self.partition_days_ahead), "partition_days_ahead", "1 to 60");
+        check(self.retention_days != Some(0), "retention", "at least 1d, or forever");
+        check(self.rollup_retention_days != Some(0), "rollup_retention", "at least 1d, or forever");
         mistakes
     }
 
@@ -281,9 +305,12 @@ mod tests {
             connect_timeout: Duration::ZERO,
             statement_timeout: Duration::ZERO,
             partition_days_ahead: 0,
+            retention_days: Some(0),
+            rollup_retention_days: Some(0),
+            reader_role: "public".to_owned(),
         };
         let mistakes = config.mistakes();
-        assert_eq!(mistakes.len(), 7, "{mistakes:#?}");
+        assert_eq!(mistakes.len(), 10, "{mistakes:#?}");
         for url in [
             "postgres://u:sesame@h/d?sslmode=require",
             "postgres://u:sesame@h/d?sslmode=verify-full",

@@ -10,6 +10,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use tidegate_broker::record::{Batch, Entry, Offset, Record};
 
 use super::reading::{Extractor, Reading};
+use super::rollup::{Buckets, Rollup};
 
 /// The columns of `readings` in the order in which they are written.
 pub const COLUMNS: [&str; 14] = [
@@ -39,6 +40,8 @@ pub struct Rows {
     pub count: u64,
     /// The days, in UTC and counted from 1970-01-01, on which they were measured; each once, at most 64 of them.
     pub days: Vec<i64>,
+    /// Their numbers per minute.
+    pub(super) minutes: Buckets,
 }
 
 /// Encodes the readings of records.
@@ -49,12 +52,20 @@ pub struct RowEncoder {
     days: Vec<i64>,
     buffer: BytesMut,
     extractor: Extractor,
+    rollup: Rollup,
 }
 
 impl RowEncoder {
     /// An empty encoder for records of the journal that rows call `journal`.
     pub fn new(journal: i64) -> Self {
-        Self { journal, rows: 0, days: Vec::new(), buffer: BytesMut::new(), extractor: Extractor::default() }
+        Self {
+            journal,
+            rows: 0,
+            days: Vec::new(),
+            buffer: BytesMut::new(),
+            extractor: Extractor::default(),
+            rollup: Rollup::default(),
+        }
     }
 
     /// How many rows it holds.
@@ -71,6 +82,7 @@ impl RowEncoder {
     pub fn clear(&mut self) {
         self.buffer.clear();
         self.days.clear();
+        self.rollup.clear();
         self.rows = 0;
     }
 
@@ -93,10 +105,12 @@ impl RowEncoder {
         let received_us = i64::try_from(record.time.0.saturating_mul(1_000)).unwrap_or(i64::MAX);
         let position = i64::try_from(offset.0).expect("a journal never reaches 2^63 entries");
         let (buffer, days, journal) = (&mut self.buffer, &mut self.days, self.journal);
+        let rollup = &mut self.rollup;
         let mut item = 0;
         self.extractor.extract(record, |reading| {
             note_day(days, reading.time_us);
             put_reading(buffer, reading);
+            rollup.push(reading, since_2000(reading.time_us));
             put_text(buffer, record.topic.as_str());
             put_text(buffer, record.client);
             put_time(buffer, received_us);
@@ -120,7 +134,12 @@ impl RowEncoder {
         if stream.len() > KEPT_BYTES_MAX {
             self.buffer = BytesMut::new();
         }
-        Rows { stream, count: std::mem::take(&mut self.rows), days: std::mem::take(&mut self.days) }
+        Rows {
+            stream,
+            count: std::mem::take(&mut self.rows),
+            days: std::mem::take(&mut self.days),
+            minutes: self.rollup.take(),
+        }
     }
 }
 
@@ -169,11 +188,15 @@ fn put_i64(buffer: &mut BytesMut, number: i64) {
     buffer.put_i64(number);
 }
 
-/// `micros` since 1970; what `timestamptz` cannot hold becomes its nearest end.
 fn put_time(buffer: &mut BytesMut, micros: i64) {
+    put_i64(buffer, since_2000(micros));
+}
+
+/// As PostgreSQL counts; what `timestamptz` cannot hold becomes its nearest end.
+fn since_2000(micros_since_1970: i64) -> i64 {
     /// 294276-12-31T23:59:59Z, the last second of `timestamptz`.
     const LAST_US: i64 = 9_223_371_331_199_000_000;
-    put_i64(buffer, micros.saturating_sub(EPOCH_US).min(LAST_US));
+    micros_since_1970.saturating_sub(EPOCH_US).min(LAST_US)
 }
 
 fn put_optional_text(buffer: &mut BytesMut, text: Option<&str>) {

@@ -4,7 +4,10 @@
 //! appliances that start at once do not meet in the middle, and a failure leaves the database as it was. A migration
 //! that was released is never changed. A schema newer than this program is refused.
 
+use std::time::Duration;
+
 use tokio_postgres::Client;
+use tracing::info;
 
 use super::config::Config;
 use super::failure::sink_error;
@@ -17,14 +20,24 @@ struct Migration {
     sql: &'static str,
 }
 
-const MIGRATIONS: [Migration; 1] =
-    [Migration { name: "readings", sql: include_str!("migrations/001_readings.sql") }];
+const MIGRATIONS: [Migration; 2] = [
+    Migration { name: "readings", sql: include_str!("migrations/001_readings.sql") },
+    Migration { name: "rollups", sql: include_str!("migrations/002_rollups.sql") },
+];
 
 /// The version of the schema that this program works with.
 pub const VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// Guards changes of the schema in a database. Any number would do, but it must stay the same.
-const LOCK: i64 = 0x7469_6465_6761_7465;
+pub(super) const LOCK: i64 = 0x7469_6465_6761_7465;
+
+/// A migration may have to read all readings, or wait for another instance that does.
+pub(super) const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3_600);
+
+/// Whether the schema is of [`VERSION`].
+pub(super) async fn is_current(client: &Client, config: &Config) -> Result<bool, tokio_postgres::Error> {
+    Ok(version(client, config).await? == Some(VERSION))
+}
 
 /// Brings the schema to [`VERSION`]; does nothing if it is there.
 pub(super) async fn migrate(
@@ -33,15 +46,18 @@ pub(super) async fn migrate(
     target: &tokio_postgres::Config,
 ) -> Result<(), SinkError> {
     let failed = |error: tokio_postgres::Error| sink_error(&error, "making its tables", target);
-    // A role without the right to make tables may store readings, once somebody else has made them.
-    if version(client, config).await.map_err(failed)? == Some(VERSION) {
-        return Ok(());
-    }
     let transaction = client.transaction().await.map_err(failed)?;
-    transaction.batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})")).await.map_err(failed)?;
+    let begin = format!(
+        "SET LOCAL statement_timeout = {}; SELECT pg_advisory_xact_lock({LOCK})",
+        MIGRATION_TIMEOUT.as_millis()
+    );
+    transaction.batch_execute(&begin).await.map_err(failed)?;
     let found = version(&transaction, config).await.map_err(failed)?;
     if found.is_some_and(|found| found > VERSION) {
         return Err(newer(config, found.unwrap_or_default()));
+    }
+    if let Some(found) = found.filter(|found| *found < VERSION) {
+        info!(schema = %config.schema, from = found, to = VERSION, "bringing the tables up to date; with many readings this takes a while");
     }
     if found.is_none() {
         transaction.batch_execute(&housekeeping(config)).await.map_err(failed)?;

@@ -1,10 +1,11 @@
 //! The PostgreSQL sink: every record becomes rows of the table `readings`, exactly once.
 //!
 //! The way of a record: [`reading`] finds the readings in its topic and payload, [`copy`] encodes them as binary
-//! `COPY` rows, [`sink`] groups them and stores each group in one transaction together with the sink's cursor. So
+//! `COPY` rows, [`rollup`] sums them up per minute, [`sink`] groups them and stores each group in one transaction together with the sink's cursor. So
 //! the database itself says how far it is: whatever happens to the connection, the server or this process, the next
 //! connection goes on from there, and no row is stored twice or lost.
 //!
+//! [`upkeep`] makes partitions ahead, drops what is older than its retention, and lets analysts read.
 //! [`migration`] makes and upgrades the tables; [`config`] says which database. Nothing here knows MQTT.
 
 pub mod config;
@@ -12,10 +13,13 @@ pub mod copy;
 mod failure;
 mod json;
 pub mod migration;
+mod reader;
 pub mod reading;
+mod rollup;
 mod session;
 pub mod sink;
 mod timestamp;
+mod upkeep;
 
 pub use config::Config;
 pub use sink::PostgresSink;

@@ -3,10 +3,9 @@
 //! Nothing waits for ever: every exchange has a deadline, after which the connection is given up. Whether a commit
 //! that was cut off took place is read from the cursor by the next session, never guessed.
 
-use std::collections::HashSet;
 use std::future::Future;
 use std::pin::pin;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::SinkExt;
@@ -19,21 +18,15 @@ use tracing::{info, warn};
 use super::config::{Config, describe};
 use super::copy::{COLUMNS, Rows};
 use super::failure::{StoreError, sink_error, store_error, timed_out};
-use super::migration::migrate;
+use super::migration::{MIGRATION_TIMEOUT, is_current, migrate};
+use super::rollup::{Buckets, upsert};
+use super::upkeep::Upkeep;
 use crate::pump::SinkError;
 
 /// `COPY` is sent in parts of this size, so that the connection never holds a second copy of a whole group.
 const PART_BYTES: usize = 256 << 10;
 /// What is added to the server's own timeout before the client gives up.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long making partitions may wait for readers of the table, in milliseconds; they are made well ahead.
-const PARTITION_LOCK_MS: u32 = 2_000;
-/// How often to see whether partitions are to be made, and how long to leave it after a failure.
-const PARTITION_INTERVAL: Duration = Duration::from_secs(600);
-/// Readings may come late; older ones, and those of days too far ahead, go to the default partition, so that devices
-/// with a wrong clock do not make partitions without end.
-const PARTITION_DAYS_BACK: i64 = 400;
-
 /// The number by which rows know the journal: the same again, should the cursor's row ever be lost.
 pub(super) const fn journal_key(journal: JournalId) -> i64 {
     (journal.0 as u64 >> 1) as i64
@@ -42,19 +35,15 @@ pub(super) const fn journal_key(journal: JournalId) -> i64 {
 /// A connection that is ready to store.
 #[derive(Debug)]
 pub(super) struct Session {
-    client: Client,
+    pub(super) client: Client,
     connection: JoinHandle<()>,
-    copy: Statement,
-    config: Config,
-    target: tokio_postgres::Config,
+    statements: Statements,
+    pub(super) config: Config,
+    pub(super) target: tokio_postgres::Config,
     journal: i64,
     /// The cursor as the database last told or took it.
     position: Option<Offset>,
-    /// The days that have a partition, as far as known; counted from 1970-01-01.
-    days: HashSet<i64>,
-    partitions_checked: Instant,
-    /// Whether the last attempt to make partitions failed.
-    partitions_failed: bool,
+    pub(super) upkeep: Upkeep,
 }
 
 impl Drop for Session {
@@ -81,26 +70,19 @@ impl Session {
         });
         // From here on the connection task ends with the guard.
         let guard = AbortOnDrop(Some(connection));
-        let wait = config.statement_timeout + GRACE;
-        let prepared = tokio::time::timeout(wait, prepare(client, config, &target, journal)).await;
-        let (client, copy, position) = match prepared {
-            Err(_) => return Err(timed_out("preparing the session", wait, &target)),
-            Ok(prepared) => prepared?,
-        };
+        let (client, statements, position) = prepare(client, config, &target, journal).await?;
         info!(at = %describe(&target), schema = %config.schema, position = ?position, "connected to PostgreSQL");
         let mut session = Self {
             client,
             connection: guard.release(),
-            copy,
+            statements,
             config: config.clone(),
             target,
             journal: journal_key(journal),
             position,
-            days: HashSet::new(),
-            partitions_checked: Instant::now(),
-            partitions_failed: false,
+            upkeep: Upkeep::default(),
         };
-        session.make_partitions_ahead().await;
+        session.maintain().await;
         Ok(session)
     }
 
@@ -119,9 +101,8 @@ impl Session {
     /// Stores `rows` and moves the cursor to `end`, both or neither.
     pub(super) async fn store(&mut self, rows: Rows, end: Offset) -> Result<(), StoreError> {
         self.make_partitions_for(&rows.days).await;
-        let rows = rows.stream;
-        let stored = match self.store_once(rows.clone(), end).await {
-            Err(StoreError::Duplicate) => self.store_missing(rows, end).await,
+        let stored = match self.store_once(&rows, end).await {
+            Err(StoreError::Duplicate) => self.store_missing(rows.stream, end).await,
             stored => stored,
         };
         if stored.is_ok() {
@@ -130,13 +111,32 @@ impl Session {
         stored
     }
 
-    async fn store_once(&self, rows: Bytes, end: Offset) -> Result<(), StoreError> {
+    async fn store_once(&self, rows: &Rows, end: Offset) -> Result<(), StoreError> {
         self.begin(end).await?;
-        if !rows.is_empty() {
-            let copied = self.copy(&self.copy, rows).await;
+        if !rows.stream.is_empty() {
+            let copied = self.copy(&self.statements.copy, rows.stream.clone()).await;
             self.or_rollback(copied).await?;
         }
+        if !rows.minutes.is_empty() {
+            let added = self.add_rollups(&rows.minutes).await;
+            self.or_rollback(added).await?;
+        }
         Ok(self.simple("storing readings", "COMMIT").await?)
+    }
+
+    async fn add_rollups(&self, minutes: &Buckets) -> Result<(), StoreError> {
+        let hours = minutes.hours();
+        let (minutes, hours) = (minutes.columns(), hours.columns());
+        let (minutes, hours) = (minutes.parameters(), hours.parameters());
+        // One after the other on the wire, without waiting in between.
+        let added = async {
+            tokio::try_join!(
+                self.client.execute(&self.statements.per_minute, &minutes),
+                self.client.execute(&self.statements.per_hour, &hours),
+            )
+        };
+        let added = self.deadline("adding up readings", added).await?;
+        added.map(|_| ()).map_err(|error| store_error(&error, &self.target))
     }
 
     /// Like [`Session::store_once`] for rows of which some are there already: somebody has set the cursor back.
@@ -144,14 +144,21 @@ impl Session {
         warn!("some of the readings up to {end} are stored already; storing the others");
         self.begin(end).await?;
         let (schema, columns) = (&self.config.schema, columns());
-        let make = format!("CREATE TEMP TABLE incoming (LIKE \"{schema}\".readings) ON COMMIT DROP");
+        let make = format!(
+            "CREATE TEMP TABLE incoming (LIKE \"{schema}\".readings) ON COMMIT DROP;
+             CREATE TEMP TABLE missing (LIKE \"{schema}\".readings) ON COMMIT DROP"
+        );
         self.simple("storing readings", &make).await?;
         let copy = format!("COPY pg_temp.incoming ({columns}) FROM STDIN (FORMAT binary)");
         let copy = self.within("storing readings", self.client.prepare(&copy)).await?;
         let copied = self.copy(&copy, rows).await;
         self.or_rollback(copied).await?;
         let insert = format!(
-            "INSERT INTO \"{schema}\".readings ({columns}) SELECT {columns} FROM pg_temp.incoming ON CONFLICT DO NOTHING"
+            "WITH stored AS (INSERT INTO \"{schema}\".readings ({columns})
+                SELECT {columns} FROM pg_temp.incoming ON CONFLICT DO NOTHING RETURNING {columns})
+             INSERT INTO pg_temp.missing ({columns}) SELECT {columns} FROM stored;
+             SELECT \"{}\".add_rollups('pg_temp.missing')",
+            self.config.internal_schema()
         );
         let inserted = self.deadline("storing readings", self.client.batch_execute(&insert)).await?;
         self.or_rollback(inserted.map_err(|error| store_error(&error, &self.target))).await?;
@@ -235,11 +242,11 @@ impl Session {
         finished.map(|_| ()).map_err(|error| store_error(&error, &self.target))
     }
 
-    async fn simple(&self, doing: &str, sql: &str) -> Result<(), SinkError> {
+    pub(super) async fn simple(&self, doing: &str, sql: &str) -> Result<(), SinkError> {
         self.within(doing, self.client.batch_execute(sql)).await
     }
 
-    async fn within<T>(
+    pub(super) async fn within<T>(
         &self,
         doing: &str,
         exchange: impl Future<Output = Result<T, tokio_postgres::Error>>,
@@ -251,50 +258,6 @@ impl Session {
         let wait = self.config.statement_timeout + GRACE;
         tokio::time::timeout(wait, exchange).await.map_err(|_| timed_out(doing, wait, &self.target))
     }
-
-    /// Makes the partitions from yesterday on, unless it was done a while ago; then those of `days`. Rows of days
-    /// without one go to the default partition, so a failure is no reason to stop; it is tried again.
-    async fn make_partitions_for(&mut self, days: &[i64]) {
-        if self.partitions_checked.elapsed() >= PARTITION_INTERVAL {
-            self.make_partitions_ahead().await;
-        }
-        let today = today();
-        let window = today - PARTITION_DAYS_BACK..=today + i64::from(self.config.partition_days_ahead);
-        for day in days {
-            if !self.partitions_failed && window.contains(day) && !self.days.contains(day) {
-                self.make_partitions(*day, *day).await;
-            }
-        }
-    }
-
-    async fn make_partitions_ahead(&mut self) {
-        self.partitions_checked = Instant::now();
-        let today = today();
-        self.make_partitions(today - 1, today + i64::from(self.config.partition_days_ahead)).await;
-    }
-
-    async fn make_partitions(&mut self, first: i64, last: i64) {
-        let sql = format!(
-            "SET lock_timeout = {PARTITION_LOCK_MS};
-             SELECT \"{}\".make_partitions(date '1970-01-01' + {first}, date '1970-01-01' + {last});
-             SET lock_timeout = 0",
-            self.config.internal_schema(),
-        );
-        let made = self.simple("making partitions", &sql).await;
-        self.partitions_failed = made.is_err();
-        match made {
-            Ok(()) => self.days.extend(first..=last),
-            Err(error) => {
-                warn!(%error, "partitions could not be made; readings of days without one go to the default partition");
-            }
-        }
-    }
-}
-
-/// The day in UTC, counted from 1970-01-01.
-fn today() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs() / 86_400).expect("seconds divided by 86,400 are below 2^63")
 }
 
 /// Ends the connection's task unless it is released.
@@ -319,21 +282,55 @@ fn columns() -> String {
     quoted.join(", ")
 }
 
-/// Settings, checks, schema, cursor and the `COPY` statement.
+/// What is run for every group.
+#[derive(Debug)]
+struct Statements {
+    copy: Statement,
+    per_minute: Statement,
+    per_hour: Statement,
+}
+
+impl Statements {
+    async fn prepare(client: &Client, config: &Config) -> Result<Self, tokio_postgres::Error> {
+        let (schema, internal) = (&config.schema, config.internal_schema());
+        let copy = format!("COPY \"{schema}\".readings ({}) FROM STDIN (FORMAT binary)", columns());
+        let rollup = |table| upsert(schema, &internal, table);
+        Ok(Self {
+            copy: client.prepare(&copy).await?,
+            per_minute: client.prepare(&rollup("readings_per_minute")).await?,
+            per_hour: client.prepare(&rollup("readings_per_hour")).await?,
+        })
+    }
+}
+
+/// Settings, checks, schema, cursor and the statements.
 async fn prepare(
     mut client: Client,
     config: &Config,
     target: &tokio_postgres::Config,
     journal: JournalId,
-) -> Result<(Client, Statement, Option<Offset>), SinkError> {
-    let failed = |error: tokio_postgres::Error| sink_error(&error, "preparing the session", target);
-    client.batch_execute(&settings(config)).await.map_err(failed)?;
-    check_server(&client, target).await?;
-    migrate(&mut client, config, target).await?;
-    let position = cursor(&client, config, journal).await.map_err(failed)?;
-    let copy = format!("COPY \"{}\".readings ({}) FROM STDIN (FORMAT binary)", config.schema, columns());
-    let copy = client.prepare(&copy).await.map_err(failed)?;
-    Ok((client, copy, position))
+) -> Result<(Client, Statements, Option<Offset>), SinkError> {
+    let doing = "preparing the session";
+    let failed = |error: tokio_postgres::Error| sink_error(&error, doing, target);
+    let wait = config.statement_timeout + GRACE;
+    let late = |_| timed_out(doing, wait, target);
+    let checked = async {
+        client.batch_execute(&settings(config)).await.map_err(failed)?;
+        check_server(&client, target).await?;
+        is_current(&client, config).await.map_err(failed)
+    };
+    // A role without the right to make tables may store readings, once somebody else has made them.
+    if !tokio::time::timeout(wait, checked).await.map_err(late)?? {
+        let migrated = tokio::time::timeout(MIGRATION_TIMEOUT, migrate(&mut client, config, target)).await;
+        migrated.map_err(|_| timed_out("making its tables", MIGRATION_TIMEOUT, target))??;
+    }
+    let ready = async {
+        let position = cursor(&client, config, journal).await.map_err(failed)?;
+        let statements = Statements::prepare(&client, config).await.map_err(failed)?;
+        Ok((statements, position))
+    };
+    let (statements, position) = tokio::time::timeout(wait, ready).await.map_err(late)??;
+    Ok((client, statements, position))
 }
 
 /// A server that has lost us must not hold our lock for long; and a commit that is confirmed must be on its disk,

@@ -193,12 +193,17 @@ impl Store {
         outcomes: mpsc::Sender<Result<Offset, SinkError>>,
     ) {
         loop {
+            let maintain_at = self.session.maintain_at();
             let group = tokio::select! {
                 group = groups.recv() => group,
                 error = self.session.lost() => {
                     // Nobody to tell means that the sink is gone.
                     let _ = outcomes.send(Err(error)).await;
                     return;
+                }
+                () = tokio::time::sleep_until(maintain_at) => {
+                    self.session.maintain().await;
+                    continue;
                 }
             };
             let Some(group) = group else { return };

@@ -16,7 +16,7 @@ use crate::support::random::Random;
 use crate::support::services::{self, Own, Service};
 
 /// Ends every other connection to the database.
-const KILL: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+pub(super) const KILL: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
     WHERE datname = current_database() AND pid <> pg_backend_pid()";
 
 const KILLS: i64 = 40;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::kind::{Count, Kind, Period, Size, Text};
+use super::super::kind::{Count, Days, Kind, Period, Size, Text};
 use super::{DAY, HOUR, Key, SECOND};
 
 /// In the order of the example file.
@@ -54,4 +54,25 @@ pub(super) const KEYS: &[Key] = &[
         Count { min: 1, max: 60 },
         "How many days ahead there is a partition."
     ),
+    key!(
+        "postgres.retention",
+        postgres.retention_days,
+        Days { max: 36_500 },
+        "How long readings are kept, in whole days (90d), or forever. A day's partition is dropped when all of the \
+         day is older. Devices with a wrong clock count by the time they say."
+    ),
+    key!(
+        "postgres.rollup_retention",
+        postgres.rollup_retention_days,
+        Days { max: 36_500 },
+        "How long readings_per_minute and readings_per_hour are kept, in whole days, or forever."
+    ),
+    key!(
+        "postgres.reader_role",
+        postgres.reader_role,
+        Text,
+        "A role that may read the schema and nothing else, for Metabase and analysts; made if it is missing and the \
+         sink's own role may make roles. Give it a password with ALTER ROLE."
+    )
+    .sample("\"metabase\""),
 ];
