@@ -20,10 +20,10 @@ const EACH: u64 = 12;
 
 /// What a run of the program ended with.
 #[derive(Debug)]
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Ended {
@@ -37,7 +37,7 @@ impl Ended {
 }
 
 /// Runs `tidegate journal` on the data in `folder`.
-async fn journal(data: &Path, arguments: &[&str]) -> Ended {
+pub(crate) async fn journal(data: &Path, arguments: &[&str]) -> Ended {
     let folder = data.parent().unwrap();
     let (stdout, stderr) = (folder.join("stdout"), folder.join("stderr"));
     let mut command = Command::new(Tidegate::program());

@@ -13,6 +13,7 @@ mod count;
 mod fault_away;
 mod fault_damage;
 mod fault_disk_full;
+mod fault_everything;
 mod fault_frozen;
 mod fault_kill;
 mod fault_postgres;

@@ -10,8 +10,9 @@ use std::time::Instant;
 use super::PATIENCE;
 use super::row::Place;
 use super::stage::{Plan, Stage};
-use crate::support::eventually;
+use crate::journal_tools::journal;
 use crate::support::tidegate::{Settings, Tidegate};
+use crate::support::{eventually, report};
 
 /// Everything that belongs to the journal, oldest first; the last one is being written.
 fn segments(tidegate: &Tidegate) -> Vec<PathBuf> {
@@ -128,6 +129,39 @@ async fn damage_inside_a_sealed_segment_is_named_by_whoever_reads_it() {
     let findings = stage.finish(ended).await;
     let fault = "a sealed segment damaged: its reader waits and names file and byte; undone";
     findings.row(fault).record(Place::DamagedSealed);
+}
+
+/// The way out when there is no copy: what was damaged is lost, and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_journal_that_is_repaired_has_lost_what_the_repair_tells_and_nothing_else() {
+    let mut stage = small_segments("repair").await;
+    let sealed = sealed_segments(&stage, 1).await;
+    for sink in ["kafka", "postgres"] {
+        stage.is_keeping_up(sink).await;
+    }
+    end_is_proved(&stage).await;
+    stage.will_be_restarted();
+    stage.tidegate.kill();
+    let data = stage.tidegate.folder().join("data");
+    assert_eq!(journal(&data, &["verify"]).await.code, Some(0), "what a crash leaves is sound");
+    let whole = fs::read(&sealed[0]).unwrap();
+    Damage::Flip(500).apply(&sealed[0], &whole);
+    refuses_to_start(&mut stage.tidegate, &sealed[0], Damage::Flip(500)).await;
+    let verified = journal(&data, &["verify"]).await;
+    assert_eq!(verified.code, Some(65), "{verified:?}");
+    let told = journal(&data, &["repair"]).await;
+    assert!(told.code == Some(65) && told.stdout.contains("lost "), "{told:?}");
+    assert_eq!(fs::read(&sealed[0]).unwrap().len(), whole.len(), "without --yes nothing is changed");
+    let lost: Vec<&str> = told.stdout.lines().filter(|line| line.starts_with("lost")).collect();
+    report("ledger", &lost.join("; "));
+    let repaired = journal(&data, &["repair", "--yes"]).await;
+    assert_eq!(repaired.code, Some(0), "{repaired:?}");
+    let ended = Instant::now();
+    stage.tidegate.spawn();
+    stage.tidegate.ready().await;
+    // Every output had passed the damaged place, so that none of them misses what it held.
+    let findings = stage.finish(ended).await;
+    findings.row("a sealed segment damaged, then `journal repair --yes`").record(Place::DamagedRepaired);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -22,7 +22,9 @@ pub(super) enum Place {
     BackendTerminated = 61,
     Damaged = 70,
     DamagedSealed = 71,
-    TornTail = 72,
+    DamagedRepaired = 72,
+    TornTail = 73,
+    Everything = 80,
 }
 
 /// What one fault came to.
