@@ -234,7 +234,7 @@ pub struct Broker {
     system: System,
     /// Sessions that have acknowledged something since the journal was last told.
     progressing: Vec<Key>,
-    /// Sessions that have lost their connection and of which the full journal could not be told.
+    /// Sessions of whose connection, or its end, the full journal could not be told.
     untold: Vec<Key>,
     /// The places at which the next turns through sessions and connections begin.
     quiet_next: usize,

@@ -280,6 +280,12 @@ pub trait Append {
     /// Takes `entry` in at the end. It is not durable yet.
     fn append(&mut self, entry: &Entry<'_>) -> Result<Appended, Refused>;
 
+    /// Takes `entry` in even if the end is reached, because what it says lets something be trimmed: without it what is
+    /// full would stay full. There are not many more of these than there are entries to be read.
+    fn append_freeing(&mut self, entry: &Entry<'_>) -> Result<Appended, Refused> {
+        self.append(entry)
+    }
+
     /// The offset that the next entry will get.
     fn end(&self) -> Offset;
 }

@@ -37,7 +37,7 @@ impl Broker {
             Stage::Sent if kept => {
                 delivery.stage = Stage::Received;
                 let received = Control::Received { session: number, packet_id: ack.packet_id }.encode();
-                if log.append(&Entry::Control(&received)).is_err() {
+                if log.append_freeing(&Entry::Control(&received)).is_err() {
                     // The client sends PUBREC again when it reconnects.
                     delivery.stage = Stage::Sent;
                     self.disconnect(key, ReasonCode::ImplementationSpecificError, now, log);
@@ -92,7 +92,7 @@ impl Broker {
         if kept && journaled {
             // Lost with a crash, it costs a PUBREL that the client answers again.
             let completed = Control::Completed { session: number, packet_id }.encode();
-            let _ = log.append(&Entry::Control(&completed));
+            let _ = log.append_freeing(&Entry::Control(&completed));
         }
         self.progressed(key);
     }

@@ -203,8 +203,10 @@ impl Broker {
                 expiry_s,
                 will: will.as_ref().map(Cow::Borrowed),
             };
-            log.append(&Entry::Control(&control.encode()))?;
-            recorded = true;
+            recorded = match log.append(&Entry::Control(&control.encode())) {
+                Ok(_) => true,
+                Err(refused) => self.do_without(refused, earlier, &control, log)?,
+            };
         }
         let present = earlier.is_some();
         let key = earlier.unwrap_or_else(|| {
@@ -219,6 +221,28 @@ impl Broker {
         session.left_at = None;
         session.expires_at = None;
         Ok((key, present))
+    }
+
+    /// The journal refuses to take down that a client has come. If it is full, it may be for what that client has not
+    /// read yet, so a session that is there goes on. Says whether the journal has it after all; else it is told later.
+    fn do_without(
+        &mut self,
+        refused: Refused,
+        earlier: Option<Key>,
+        control: &Control<'_>,
+        log: &mut dyn Append,
+    ) -> Result<bool, Refused> {
+        let Some(key) = earlier.filter(|_| refused == Refused::Full) else { return Err(refused) };
+        let Some(session) = self.sessions.get(key) else { return Err(refused) };
+        let Control::Connected { expiry_s, will, .. } = control else { return Err(refused) };
+        if will.is_none() && session.will.is_none() && *expiry_s == session.expiry_s && session.recorded {
+            self.untold.push(key);
+            Ok(false)
+        } else if session.position(self.durable_end) < self.durable_end {
+            log.append_freeing(&Entry::Control(&control.encode())).map(|_| true)
+        } else {
+            Err(refused)
+        }
     }
 
     fn granted_expiry(&self, connect: &Connect<'_>) -> u32 {
@@ -421,7 +445,7 @@ impl Broker {
             return;
         }
         let expiry_s = session.expiry_s;
-        self.note_disconnected(key, log);
+        self.note_connection(key, log);
         let Some(session) = self.sessions.get_mut(key) else { return };
         if session.expiry_s != NEVER_EXPIRES {
             let at = now.monotonic + Duration::from_secs(u64::from(expiry_s));
@@ -430,26 +454,31 @@ impl Broker {
         }
     }
 
-    /// Tells the journal that a session has lost its connection, and whether its Will is void. If the journal is full,
-    /// it is told later: else a restart would publish a Will that the client has taken back.
-    fn note_disconnected(&mut self, key: Key, log: &mut dyn Append) {
+    /// Tells the journal whether a session has a connection, and what of its Will. If the journal is full, it is told
+    /// later: else a restart would publish a Will that the client has taken back, or count from when it had left before.
+    fn note_connection(&mut self, key: Key, log: &mut dyn Append) {
         let Some(session) = self.sessions.get(key) else { return };
-        let Some(at) = session.left_at.filter(|_| session.connection.is_none()) else { return };
-        let control = Control::Disconnected {
-            session: session.number,
-            at,
-            expiry_s: session.expiry_s,
-            will_waits: session.will.is_some(),
+        let (number, expiry_s) = (session.number, session.expiry_s);
+        let control = match (session.connection, session.left_at) {
+            (None, Some(at)) => {
+                Control::Disconnected { session: number, at, expiry_s, will_waits: session.will.is_some() }
+            }
+            (Some(_), _) => {
+                let (client, will) =
+                    (Cow::Borrowed(&*session.client), session.will.as_ref().map(Cow::Borrowed));
+                Control::Connected { session: number, client, expiry_s, will }
+            }
+            (None, None) => return,
         };
         if log.append(&Entry::Control(&control.encode())).is_err() {
             self.untold.push(key);
         }
     }
 
-    /// Tells the journal of connections that were lost while it was full.
-    pub(super) fn tell_disconnected_late(&mut self, log: &mut dyn Append) {
+    /// Tells the journal of connections that came or were lost while it was full.
+    pub(super) fn tell_connections_late(&mut self, log: &mut dyn Append) {
         for key in std::mem::take(&mut self.untold) {
-            self.note_disconnected(key, log);
+            self.note_connection(key, log);
         }
     }
 
@@ -500,7 +529,7 @@ impl Broker {
         // The journal may know it even if it is not kept now: because of a Will, or of its earlier life.
         let ended = Control::Ended { session: session.number }.encode();
         if session.recorded {
-            let _ = log.append(&Entry::Control(&ended));
+            let _ = log.append_freeing(&Entry::Control(&ended));
         }
     }
 

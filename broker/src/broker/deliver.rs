@@ -468,7 +468,7 @@ impl Broker {
                 Control::AnnouncedRetained { session: number, packet_id, retained: Cow::Borrowed(retained) }
             }
         };
-        if log.append(&Entry::Control(&control.encode())).is_err() {
+        if log.append_freeing(&Entry::Control(&control.encode())).is_err() {
             session.window.finish(packet_id);
             return Delivered::Behind;
         }

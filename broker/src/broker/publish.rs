@@ -292,7 +292,7 @@ impl Broker {
         let known = session.unreleased.remove(&ack.packet_id);
         if known && session.is_kept() {
             let released = Control::Released { session: session.number, packet_id: ack.packet_id }.encode();
-            if log.append(&Entry::Control(&released)).is_err() {
+            if log.append_freeing(&Entry::Control(&released)).is_err() {
                 // Without the entry the identifier would count as used after a crash; the client must ask again.
                 session.unreleased.insert(ack.packet_id);
                 self.disconnect(key, ReasonCode::ImplementationSpecificError, now, log);

@@ -568,7 +568,10 @@ impl Broker {
                 continue;
             }
             let share = Cow::Borrowed(group.share.as_str());
-            if log.append(&Entry::Control(&Control::SharedProgress { share, position }.encode())).is_err() {
+            if log
+                .append_freeing(&Entry::Control(&Control::SharedProgress { share, position }.encode()))
+                .is_err()
+            {
                 return;
             }
             group.moved_to(position);

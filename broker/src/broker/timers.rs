@@ -90,7 +90,7 @@ impl Broker {
                 Timer::Credentials(key) => self.check_credentials(key, now, log),
                 Timer::System => self.update_system(now),
                 Timer::Progress => {
-                    self.tell_disconnected_late(log);
+                    self.tell_connections_late(log);
                     self.save_progress(log);
                     self.retry_reads();
                     self.timers.set(now.monotonic + PROGRESS_INTERVAL, Timer::Progress);
@@ -214,7 +214,7 @@ impl Broker {
         let position = session.position(durable_end);
         if position.since(session.position_saved) >= moved_min {
             let progress = Control::Progress { session: session.number, position }.encode();
-            if log.append(&Entry::Control(&progress)).is_err() {
+            if log.append_freeing(&Entry::Control(&progress)).is_err() {
                 return false;
             }
             session.position_saved = position;

@@ -207,6 +207,26 @@ impl Appender {
         BatchBuilder::new(self.end, time, FRAME_BYTES, capacity)
     }
 
+    fn push(&mut self, entry: &Entry<'_>, bytes: usize) -> Appended {
+        let batch_bytes = self.shared().options.batch_bytes;
+        let is_older = |batch: &BatchBuilder| match entry {
+            Entry::Record(record) => record.time.0 + OLDER_MS < batch.time().0,
+            Entry::Control(_) => false,
+        };
+        let closes = |batch: &BatchBuilder| batch.entries_bytes() + bytes > batch_bytes || is_older(batch);
+        if self.filling.as_ref().is_some_and(closes) {
+            self.hand_over();
+        }
+        if self.filling.is_none() {
+            self.filling = Some(self.begin(entry));
+        }
+        let batch = self.filling.as_mut().expect("a batch was just begun");
+        let appended = batch.push(entry);
+        self.accepted_bytes += bytes as u64;
+        self.end = appended.offset.plus(1);
+        appended
+    }
+
     fn hand_over(&mut self) {
         if let Some(batch) = self.filling.take() {
             let used = batch.entries_bytes().max(BATCH_BYTES_MIN);
@@ -229,23 +249,21 @@ impl Append for Appender {
         {
             return Err(refused);
         }
-        let batch_bytes = self.shared().options.batch_bytes;
-        let is_older = |batch: &BatchBuilder| match entry {
-            Entry::Record(record) => record.time.0 + OLDER_MS < batch.time().0,
-            Entry::Control(_) => false,
-        };
-        let closes = |batch: &BatchBuilder| batch.entries_bytes() + bytes > batch_bytes || is_older(batch);
-        if self.filling.as_ref().is_some_and(closes) {
-            self.hand_over();
+        Ok(self.push(entry, bytes))
+    }
+
+    fn append_freeing(&mut self, entry: &Entry<'_>) -> Result<Appended, Refused> {
+        let shared = self.shared();
+        if shared.is_closed() {
+            return Err(Refused::Failed);
         }
-        if self.filling.is_none() {
-            self.filling = Some(self.begin(entry));
+        let bytes = encoded_bytes(entry);
+        let is_over = self.accepted_bytes + bytes as u64 > shared.room.load(Ordering::Relaxed);
+        // Where the disk has no space, there is none for this either.
+        if is_over && shared.no_space().is_some() {
+            return Err(Refused::Full);
         }
-        let batch = self.filling.as_mut().expect("a batch was just begun");
-        let appended = batch.push(entry);
-        self.accepted_bytes += bytes as u64;
-        self.end = appended.offset.plus(1);
-        Ok(appended)
+        Ok(self.push(entry, bytes))
     }
 
     fn end(&self) -> Offset {

@@ -94,7 +94,8 @@ pub struct Options {
     /// A segment is sealed when it has reached this size.
     pub segment_bytes: u64,
     /// The size of all segments together; kept to within the headers and footers of segments and half a segment for
-    /// control entries. At least four segments must fit: `segment_bytes` is lowered to a quarter of it.
+    /// control entries, and what must be written so that a full journal can be read to its end and trimmed (less than a
+    /// hundred bytes per entry and QoS 2 subscriber that is behind). At least four segments must fit: `segment_bytes` is lowered to a quarter of it.
     pub max_bytes: u64,
     /// Segments whose newest entry is older are trimmed once every cursor has passed them.
     pub max_age: Option<Duration>,

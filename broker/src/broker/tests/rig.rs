@@ -46,6 +46,13 @@ impl Append for Log {
         }
     }
 
+    fn append_freeing(&mut self, entry: &Entry<'_>) -> Result<Appended, Refused> {
+        match self.refuse {
+            Some(Refused::Failed) => Err(Refused::Failed),
+            Some(Refused::Full) | None => Ok(self.filling.push(entry)),
+        }
+    }
+
     fn end(&self) -> Offset {
         self.filling.end()
     }

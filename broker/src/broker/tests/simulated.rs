@@ -131,6 +131,36 @@ fn a_session_for_which_nothing_came_holds_nothing_back() {
     assert!(seen.contains(&delivery("mine/1", "x", 1, 1)), "{seen:?}");
 }
 
+/// Else nothing could ever be trimmed again, and the journal would stay full.
+#[test]
+fn a_full_journal_lets_those_come_back_and_read_for_whom_it_is_full() {
+    let mut rig = Rig::new();
+    let connect = |id| Connect { will: None, ..with_will(id, 0, 100) };
+    let reader = rig.connect(&connect("reader"));
+    rig.subscribe(&reader, "a", Qos::ExactlyOnce);
+    rig.close(reader);
+    let publisher = rig.client(Version::V5, "publisher");
+    rig.publish(&publisher, "a", "unread", Qos::ExactlyOnce, 1);
+    rig.sync();
+    let unread = rig.broker.lowest_position();
+    rig.log.refuse = Some(Refused::Full);
+    rig.log.refuse_control = true;
+    let reader = rig.open(Version::V5);
+    rig.send(&reader, |out| encode::connect(out, &connect("reader")));
+    rig.sync();
+    let seen = rig.seen(&reader);
+    assert_eq!(seen[0], Seen::ConnAck { present: true, reason: ReasonCode::Success });
+    assert!(seen.contains(&delivery("a", "unread", 2, 1)), "{seen:?}");
+    rig.send(&reader, |out| encode::pubrec(out, Version::V5, 1, ReasonCode::Success));
+    rig.sync();
+    rig.send(&reader, |out| encode::pubcomp(out, Version::V5, 1, ReasonCode::Success));
+    assert_eq!(rig.seen(&reader), [Seen::PubRel(1)]);
+    assert!(rig.broker.lowest_position() > unread);
+    let stranger = rig.open(Version::V5);
+    rig.send(&stranger, |out| encode::connect(out, &connect("stranger")));
+    assert_eq!(rig.seen(&stranger), [Seen::ConnAck { present: false, reason: ReasonCode::QuotaExceeded }]);
+}
+
 #[test]
 fn an_unsubscription_that_a_restart_would_undo_is_not_confirmed() {
     let mut rig = Rig::new();
