@@ -10,6 +10,7 @@ mod check;
 mod client;
 mod ledger;
 mod machine;
+mod outcome;
 mod plan;
 mod sinks;
 mod world;
@@ -21,6 +22,7 @@ use std::time::Instant;
 use tidegate_broker::plant::{self, Bug};
 
 use crate::support::report;
+use outcome::{Counts, Outcome};
 use world::World;
 
 /// About a minute on two cores.
@@ -29,45 +31,64 @@ const SEEDS: u64 = 50_000;
 /// Seeds in which a planted bug must be caught.
 const SEEDS_FOR_A_BUG: u64 = 4_000;
 
-/// Runs one seed; returns a digest of everything that happened.
-fn run(seed: u64) -> u64 {
+fn run(seed: u64) -> Outcome {
     World::new(seed).run()
 }
 
-/// What a seed fails with, if it does.
-fn failure(seed: u64) -> Option<String> {
-    let panic = catch_unwind(AssertUnwindSafe(|| run(seed))).err()?;
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    Some(panic.downcast_ref::<String>().cloned().or(text).unwrap_or_default())
+/// What a seed comes to, or what it fails with.
+fn attempt(seed: u64) -> Result<Counts, String> {
+    let outcome = catch_unwind(AssertUnwindSafe(|| run(seed)));
+    outcome.map(|outcome| outcome.counts).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        panic.downcast_ref::<String>().cloned().or(text).unwrap_or_default()
+    })
 }
 
 fn asked_for(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|number| number.parse().expect("a whole number"))
 }
 
+/// Tries the seeds that `next` gives out; the counts of all, or the first that failed.
+fn attempt_all(next: &AtomicU64, seeds: u64) -> Result<Counts, (u64, String)> {
+    let mut counts = Counts::default();
+    loop {
+        let seed = next.fetch_add(1, Ordering::Relaxed);
+        if seed >= seeds {
+            return Ok(counts);
+        }
+        counts += attempt(seed).map_err(|said| (seed, said))?;
+    }
+}
+
 #[test]
 fn nothing_acknowledged_is_lost_in_any_seed() {
-    let (seeds, begun, next) =
-        (asked_for("TIDEGATE_TEST_SEEDS").unwrap_or(SEEDS), Instant::now(), AtomicU64::new(0));
-    let failed = std::thread::scope(|scope| {
-        let worker = || {
-            std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| *seed < seeds))
-                .find_map(|seed| failure(seed).map(|said| (seed, said)))
-        };
-        let workers = [scope.spawn(worker), scope.spawn(worker)];
-        workers.into_iter().find_map(|worker| worker.join().expect("failures are caught"))
+    let seeds = asked_for("TIDEGATE_TEST_SEEDS").unwrap_or(SEEDS);
+    let (begun, next) = (Instant::now(), AtomicU64::new(0));
+    let halves = std::thread::scope(|scope| {
+        let workers = [(); 2].map(|()| scope.spawn(|| attempt_all(&next, seeds)));
+        workers.map(|worker| worker.join().expect("failures are caught"))
     });
-    if let Some((seed, said)) = failed {
-        panic!("seed {seed} fails (TIDEGATE_TEST_SEED={seed} runs it alone): {said}");
+    let mut counts = Counts::default();
+    for half in halves {
+        match half {
+            Ok(half) => counts += half,
+            Err((seed, said)) => {
+                panic!("seed {seed} fails (TIDEGATE_TEST_SEED={seed} runs it alone): {said}")
+            }
+        }
     }
     let seconds = begun.elapsed().as_secs_f64();
     report("simulation", &format!("{seeds} seeds in {seconds:.0} s, nothing lost"));
+    for (name, count) in counts.named() {
+        report("simulation", &format!("{count} {name}"));
+        assert!(count > seeds / 100 || seeds < 1_000, "{count} {name} in {seeds} seeds prove little");
+    }
 }
 
 #[test]
 fn one_seed_runs_the_same_way_twice() {
     for seed in asked_for("TIDEGATE_TEST_SEED").map_or(0..20, |seed| seed..seed + 1) {
-        assert_eq!(run(seed), run(seed), "seed {seed}");
+        assert_eq!(run(seed).digest, run(seed).digest, "seed {seed}");
     }
 }
 
@@ -104,7 +125,7 @@ fn every_planted_bug_is_caught() {
 /// The first seed that catches `bug`, and the first line of what it says.
 fn caught(bug: Bug) -> Option<(u64, String)> {
     plant::plant(Some(bug));
-    let caught = (0..SEEDS_FOR_A_BUG).find_map(|seed| Some((seed, failure(seed)?)));
+    let caught = (0..SEEDS_FOR_A_BUG).find_map(|seed| Some((seed, attempt(seed).err()?)));
     plant::plant(None);
     caught.map(|(seed, said)| (seed, said.lines().next().unwrap_or_default().to_owned()))
 }

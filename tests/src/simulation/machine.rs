@@ -203,6 +203,21 @@ impl Machine {
         }
     }
 
+    /// Ends in order, as on SIGTERM: clients are told, everything accepted is made durable, the state is saved.
+    pub(super) fn end(&mut self, now: Now, ledger: &mut Ledger) {
+        self.broker.drain(now, &mut self.appender);
+        for _ in 0..8 {
+            self.writer.step();
+            self.round(now, ledger);
+        }
+        let end = self.appender.end();
+        if !self.has_failed() && self.broker.durable_end() == end {
+            self.checkpoint = Some(checkpoint::Taken::of(&self.broker, end));
+            self.save_checkpoint();
+        }
+        self.writer.finish();
+    }
+
     pub(super) fn has_failed(&self) -> bool {
         self.appender.refused() == Some(Refused::Failed)
     }

@@ -1,5 +1,7 @@
 //! What kind of world a seed makes: how large the journal is, what it does when it is full, and what may go wrong.
 
+use std::time::Duration;
+
 use tidegate_broker::journal::{FullPolicy, Options};
 use tidegate_broker::record::Qos;
 
@@ -36,6 +38,7 @@ impl Plan {
             max_bytes: if is_small { 16_000 } else { 4 << 20 },
             tail_bytes: if one_in(2) { 800 } else { 3_000 },
             batch_bytes: if one_in(2) { 300 } else { 1_000 },
+            max_age: one_in(4).then_some(Duration::from_secs(20)),
             full: if drops { FullPolicy::DropOldest } else { FullPolicy::Refuse },
             ..Options::default()
         };

@@ -15,8 +15,9 @@ use super::check;
 use super::client::{Client, Filter, Kind};
 use super::ledger::{Hasher, Ledger};
 use super::machine::{Machine, Took};
+use super::outcome::{Counts, Outcome};
 use super::plan::Plan;
-use super::sinks::{self, Destination};
+use super::sinks::{self, Carrier, Destination};
 use crate::support::random::Random;
 
 /// The clients by their place in [`World::clients`].
@@ -75,9 +76,9 @@ pub(super) struct World {
     voided: Vec<(usize, usize, Offset)>,
     /// When the connection of the leaver ended.
     left: Option<Left>,
-    /// What was trimmed before a subscriber had it, and what was refused, in lives before this one.
+    /// What was trimmed before a subscriber had it, in lives before this one.
     trimmed: u64,
-    refused: u64,
+    counts: Counts,
     digest: Hasher,
     bytes: Vec<u8>,
 }
@@ -112,16 +113,15 @@ impl World {
             voided: Vec::new(),
             left: None,
             trimmed: 0,
-            refused: 0,
+            counts: Counts::default(),
             digest: Hasher::default(),
             bytes: Vec::new(),
             plan,
         }
     }
 
-    /// Lets everything happen, then lets everything settle, then checks. Returns a digest of all that was sent and
-    /// of all that is left.
-    pub(super) fn run(mut self) -> u64 {
+    /// Lets everything happen, then lets everything settle, then checks.
+    pub(super) fn run(mut self) -> Outcome {
         for _ in 0..self.plan.steps {
             self.step();
         }
@@ -130,7 +130,21 @@ impl World {
         self.ledger.digest(&mut self.digest);
         self.digest.add(self.disk.digest());
         self.destinations.iter().for_each(|destination| self.digest.add(destination.digest.0));
-        self.digest.0
+        self.count_life();
+        self.counts.trimmed = self.machine.journal.start().0;
+        self.counts.skipped = self.machine.carriers.iter().map(Carrier::skipped).sum();
+        self.counts.publishes = self.ledger.count(Offset(0), self.ledger.end());
+        self.counts.deliveries = self.clients.iter().map(|client| client.deliveries.len() as u64).sum();
+        self.counts.wills = self.ledger.ids().filter(|(id, _)| id.will).count() as u64;
+        Outcome { digest: self.digest.0, counts: self.counts }
+    }
+
+    /// Adds up what a life of the broker counts.
+    fn count_life(&mut self) {
+        let stats = self.machine.stats();
+        self.counts.refused += stats.publishes_refused.sum();
+        self.counts.expired += stats.sessions_expired_total;
+        self.counts.failures += u64::from(self.machine.has_failed());
     }
 
     pub(super) fn now(&self) -> Now {
@@ -243,6 +257,7 @@ impl World {
         let closed = self.machine.transmit(key, limit, &mut bytes);
         self.digest.bytes(&bytes);
         self.deliver(chosen, &bytes);
+        self.counts.held += u64::from(took == Took::Held);
         let moved = sent > 0 || !bytes.is_empty();
         self.bytes = bytes;
         if closed || took == Took::Closing {
@@ -427,6 +442,7 @@ impl World {
         let spare = self.random.within(0..6_000);
         let size = if self.one_in(2) { None } else { Some(self.disk.used_bytes() + spare) };
         self.disk.set_capacity(size);
+        self.counts.disk_full += u64::from(self.machine.journal.status().no_space.is_some());
     }
 
     /// Written, not synced: the moment that matters most.
@@ -445,7 +461,7 @@ impl World {
             carrier.check_conservation(&self.ledger, destination.name);
         }
         self.trimmed += self.machine.trimmed();
-        self.refused += self.machine.stats().publishes_refused.sum();
+        self.count_life();
         for chosen in 0..self.clients.len() {
             // Nobody knows what became of the Will of one that was connected, or waited.
             if let Some(fate) = self.clients[chosen].wills.last_mut() {
@@ -459,9 +475,16 @@ impl World {
         }
         self.voided.clear();
         self.life += 1;
-        if self.one_in(3) {
+        if self.one_in(5) && !self.machine.has_failed() {
+            self.counts.orderly_ends += 1;
+            let now = self.now();
+            self.machine.end(now, &mut self.ledger);
+            self.disk.kill();
+        } else if self.one_in(3) {
+            self.counts.crashes += 1;
             self.disk.kill();
         } else {
+            self.counts.crashes += 1;
             self.disk.lose_power(self.random.next());
         }
         if self.plan.disk_rots && self.one_in(2) {
@@ -505,16 +528,19 @@ impl World {
             assert!(noticed, "byte {at} of the checkpoint has changed unnoticed");
             return;
         }
-        let is_last = names.iter().rfind(|name| name.ends_with(".log")) == Some(name);
         disk.set_capacity(None);
         let opened = Journal::open_stepped_at(storage, self.plan.options.clone(), clock(&self.wall));
         let noticed = match opened {
             Err(OpenError::Damaged { .. } | OpenError::Foreign { .. } | OpenError::Version { .. }) => true,
             Err(error) => panic!("{name}, byte {at}: {error}"),
-            Ok((journal, ..)) => self.reads_something_wrong(&journal),
+            Ok((journal, ..)) => {
+                // Behind the last proof it looks like a torn tail, or is a mark that nobody needs any more.
+                let end = format!("{:020}.log", journal.durable_end());
+                let later = |other: &String| other.ends_with(".log") && other > name && *other < end;
+                !names.iter().any(later) || self.reads_something_wrong(&journal)
+            }
         };
-        // Behind the last proof it looks like a torn tail.
-        assert!(noticed || is_last, "byte {at} of {name} has changed unnoticed");
+        assert!(noticed, "byte {at} of {name} has changed unnoticed");
     }
 
     /// Reads all that is there, which must be what was seen before, up to where it is found to be damaged.
@@ -534,9 +560,10 @@ impl World {
         self.disk.set_capacity(None);
         self.crash();
         self.destinations.iter_mut().for_each(|destination| destination.away = false);
-        // What the member has begun at QoS 2 waits for it, so it must return.
+        // What the member has begun at QoS 2 waits for it, and fills a small journal: then it must return.
         let away = |plan: &Plan, client| {
-            let is_member = client == MEMBERS.end - 1 && plan.group_qos < Qos::ExactlyOnce;
+            let can_do_without = plan.group_qos < Qos::ExactlyOnce && plan.options.max_bytes > 1 << 20;
+            let is_member = client == MEMBERS.end - 1 && can_do_without;
             plan.ends_away && (client == LEAVER || is_member)
         };
         let mut quiet = 0;
@@ -571,7 +598,8 @@ impl World {
         }
         let waiting = self.clients.iter().filter(|client| !client.is_idle()).map(|client| client.kind.name);
         let (waiting, status) = (waiting.collect::<Vec<_>>(), self.machine.journal.status());
-        panic!("it does not come to rest; waiting: {waiting:?}; {status:?}");
+        let lowest = self.machine.broker.lowest_position();
+        panic!("it does not come to rest; waiting: {waiting:?}; needed from {lowest:?}; {status:?}");
     }
 
     /// What was trimmed before a subscriber had it.
@@ -581,7 +609,7 @@ impl World {
 
     /// Publishes that were refused.
     pub(super) fn refused(&self) -> u64 {
-        self.refused + self.machine.stats().publishes_refused.sum()
+        self.counts.refused + self.machine.stats().publishes_refused.sum()
     }
 }
 
