@@ -49,7 +49,10 @@ impl Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum JournalState {
     Ok,
+    /// It has reached its size.
     Full,
+    /// It has not, but the disk has no space.
+    DiskFull,
     Failed,
 }
 
@@ -57,6 +60,8 @@ impl JournalState {
     const fn of(status: &journal::Status) -> Self {
         if status.failed.is_some() {
             Self::Failed
+        } else if status.no_space.is_some() {
+            Self::DiskFull
         } else if status.full {
             Self::Full
         } else {
@@ -67,7 +72,8 @@ impl JournalState {
     const fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
-            Self::Full => "full",
+            // One name for both, as for the metric: publishes are refused until there is room.
+            Self::Full | Self::DiskFull => "full",
             Self::Failed => "failed",
         }
     }
@@ -75,7 +81,7 @@ impl JournalState {
     const fn status(self) -> Status {
         match self {
             Self::Ok => Status::Healthy,
-            Self::Full | Self::Failed => Status::Unhealthy,
+            Self::Full | Self::DiskFull | Self::Failed => Status::Unhealthy,
         }
     }
 }
@@ -166,10 +172,10 @@ fn listeners(app: &App) -> Value {
         .collect()
 }
 
-fn journal_details(app: &App, status: &journal::Status) -> Value {
-    let state = JournalState::of(status);
+/// What is wrong with the journal, and what to do about it.
+fn journal_trouble(status: &journal::Status) -> Option<String> {
     let blocking = status.cursors.iter().min_by_key(|cursor| cursor.position);
-    let detail = match state {
+    match JournalState::of(status) {
         JournalState::Ok => None,
         JournalState::Full => Some(match blocking {
             Some(cursor) => format!(
@@ -179,11 +185,20 @@ fn journal_details(app: &App, status: &journal::Status) -> Value {
             ),
             None => "the journal is full and publishes are refused: raise journal.max_bytes".into(),
         }),
+        JournalState::DiskFull => Some(format!(
+            "the disk is full and publishes are refused ({}): free some space, and it goes on by itself; lower \
+             journal.max_bytes, so that this does not happen again",
+            status.no_space.as_deref().unwrap_or("no space")
+        )),
         JournalState::Failed => Some(format!(
             "{}; check the disk, then restart",
             status.failed.as_deref().unwrap_or("a write or sync failed")
         )),
-    };
+    }
+}
+
+fn journal_details(app: &App, status: &journal::Status) -> Value {
+    let blocking = status.cursors.iter().min_by_key(|cursor| cursor.position);
     let cursors: Vec<_> = status
         .cursors
         .iter()
@@ -198,8 +213,8 @@ fn journal_details(app: &App, status: &journal::Status) -> Value {
         })
         .collect();
     json!({
-        "state": state.name(),
-        "detail": detail,
+        "state": JournalState::of(status).name(),
+        "detail": journal_trouble(status),
         "id": format!("{:032x}", app.hub.journal.id().0),
         "start": status.start.0,
         "durable_end": status.durable_end.0,
@@ -239,6 +254,7 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
         match journal {
             JournalState::Ok => "ok",
             JournalState::Full => "the journal is full",
+            JournalState::DiskFull => "the disk is full",
             JournalState::Failed => "the journal failed",
         }
     } else if mqtt == Status::Unhealthy {
@@ -251,6 +267,8 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_broker::record::Offset;
+
     use super::*;
 
     #[test]
@@ -264,6 +282,36 @@ mod tests {
         check(PartState::Failed, PartState::Up, JournalState::Ok, Status::Degraded);
         check(PartState::Up, PartState::Down, JournalState::Ok, Status::Unhealthy);
         check(PartState::Up, PartState::Up, JournalState::Full, Status::Unhealthy);
+        check(PartState::Up, PartState::Up, JournalState::DiskFull, Status::Unhealthy);
         check(PartState::Up, PartState::Up, JournalState::Failed, Status::Unhealthy);
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_a_full_journal() {
+        let cursor = journal::CursorStatus {
+            name: "kafka".to_owned(),
+            position: Offset(2),
+            lag_bytes: 80,
+            skipped: 0,
+        };
+        let mut status = journal::Status {
+            start: Offset(0),
+            durable_end: Offset(10),
+            bytes: 100,
+            max_bytes: 100,
+            segments: 1,
+            full: true,
+            no_space: None,
+            failed: None,
+            cursors: vec![cursor],
+        };
+        let told = journal_trouble(&status).unwrap();
+        assert!(told.contains("\"kafka\" has read up to 2 of 10"), "{told}");
+        status.no_space = Some("no space for 1.log: No space left on device".to_owned());
+        let told = journal_trouble(&status).unwrap();
+        assert!(told.contains("the disk is full") && told.contains("No space left on device"), "{told}");
+        assert!(told.contains("goes on by itself") && !told.contains("bring its destination back"), "{told}");
+        status.failed = Some("sync of 1.log: Input/output error".to_owned());
+        assert!(journal_trouble(&status).unwrap().contains("then restart"));
     }
 }
