@@ -177,10 +177,11 @@ fn wills(world: &World) {
             let published = world.ledger.offsets(id).len();
             let is_last = number + 1 == client.wills.len();
             let is_away = world.plan.ends_away && index == LEAVER && is_last && fate.armed && !fate.orderly;
-            assert!(published <= 1, "{name}: its Will {number} was published {published} times");
+            // A crash between the record and the entry that says so repeats it, as QoS 1 may.
+            assert!(published <= 2, "{name}: its Will {number} was published {published} times");
             assert!(!fate.must_not || published == 0, "{name}: its Will {number} is void and was published");
             assert!(
-                !(fate.must || is_away) || published == 1,
+                !(fate.must || is_away) || published >= 1,
                 "{name}: its Will {number} was not published: {fate:?}"
             );
         }
