@@ -29,7 +29,7 @@ use world::World;
 const SEEDS: u64 = 50_000;
 
 /// Seeds in which a planted bug must be caught.
-const SEEDS_FOR_A_BUG: u64 = 4_000;
+const SEEDS_FOR_A_BUG: u64 = 50_000;
 
 fn run(seed: u64) -> Outcome {
     World::new(seed).run()
