@@ -88,7 +88,7 @@ pub(super) fn check(output: &str, promise: Promise, accounts: &[Account], delive
 /// The sums and every difference. `deliveries` are in the output's order, at least per device. The books balance if
 ///
 /// - every acknowledged publish is delivered, and nothing that no device sent;
-/// - the first deliveries of a device's publishes are in the order in which it sent them;
+/// - the first deliveries of a device's publishes are in the order in which it sent them, but for those that were refused at first;
 /// - no publish of QoS 2 is in the journal twice, and none of QoS 1 more often than its device sent it;
 /// - no journal entry came again where that is promised.
 fn compare(promise: Promise, accounts: &[Account], deliveries: &[Delivery]) -> (Sums, Vec<String>) {
@@ -117,7 +117,8 @@ fn of_device(account: &Account, delivered: &[&Delivery], wrong: &mut Vec<String>
     let mut newest = None;
     for Delivery { number, offset, .. } in delivered {
         let of_number = offsets.entry(*number).or_default();
-        if of_number.is_empty() {
+        // What was refused was sent again, and its place is where it was sent again.
+        if of_number.is_empty() && !account.done.refused.contains(number) {
             if newest.is_some_and(|newest| newest > *number) {
                 sums.out_of_order += 1;
                 wrong.push(format!("{device}: {number} (offset {offset}) comes behind {newest:?}"));

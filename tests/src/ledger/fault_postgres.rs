@@ -57,7 +57,7 @@ async fn nothing_is_missing_or_double_after_a_backend_was_terminated() {
         stage.is_keeping_up("postgres").await;
     }
     let findings = stage.finish(ended).await;
-    let fault = format!("its backend terminated in the middle of a COPY, {times} times");
+    let fault = format!("PostgreSQL backend terminated in the middle of a COPY, {times} times");
     findings.row(fault).record(Place::BackendTerminated);
 }
 

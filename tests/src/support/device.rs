@@ -5,7 +5,7 @@
 //! PUBREL [MQTT-4.4.0-1], [MQTT-4.6.0-1]. What the broker refuses is sent again when everything else is answered. So whatever the
 //! broker loses was acknowledged, and nothing is lost on this side.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,14 +52,15 @@ pub(crate) struct Device {
 }
 
 /// What a device has done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Done {
     /// Publishes 0 to this number were acknowledged, each of them.
     pub(crate) acknowledged: u64,
     /// Publishes that were sent more than once.
     pub(crate) resent: u64,
-    /// Answers that refused a publish; it was sent once more, as if it were new.
-    pub(crate) refused: u64,
+    /// Publishes that were refused at first. They were sent once more, as if they were new, perhaps behind later ones that the
+    /// broker had taken meanwhile.
+    pub(crate) refused: BTreeSet<u64>,
     /// Times it connected.
     pub(crate) connects: u64,
     /// Times a session that had been there was gone.
@@ -287,7 +288,7 @@ impl Publisher {
         let at = at.unwrap_or_else(|| panic!("{packet_id} of {} is refused unasked", self.device.id));
         let refused = self.in_flight.remove(at).expect("it was just found");
         assert_eq!(refused.open, Open::Published, "{packet_id} of {} is refused too late", self.device.id);
-        self.done.refused += 1;
+        self.done.refused.insert(refused.number);
         let place = self.refused.partition_point(|number| *number < refused.number);
         self.refused.insert(place, refused.number);
     }
