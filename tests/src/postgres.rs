@@ -1,11 +1,13 @@
 //! The PostgreSQL sink against a real server: right rows, exactly once, whatever happens to server and connection.
 
 mod faults;
+mod outages;
 mod reader;
 mod retention;
 mod rollups;
 mod rows;
 mod setup;
+mod tls;
 
 use std::time::Duration;
 

@@ -1,9 +1,12 @@
 //! Which database, as whom, and within which limits.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio_postgres::config::{Host, SslMode};
+
+use super::tls::Verify;
 
 /// What the section `[postgres]` of the configuration holds.
 #[derive(Clone, PartialEq, Eq)]
@@ -31,6 +34,8 @@ pub struct Config {
     pub rollup_retention_days: Option<u32>,
     /// The role that may read the schema; empty for none. At most 63 bytes, not beginning with `pg_`.
     pub reader_role: String,
+    /// The authority that the server's certificate must be of, in PEM; `sslrootcert` in `url` stands above it.
+    pub tls_ca_file: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -46,6 +51,7 @@ impl Default for Config {
             retention_days: None,
             rollup_retention_days: None,
             reader_role: String::new(),
+            tls_ca_file: None,
         }
     }
 }
@@ -64,6 +70,7 @@ impl fmt::Debug for Config {
             .field("retention_days", &self.retention_days)
             .field("rollup_retention_days", &self.rollup_retention_days)
             .field("reader_role", &self.reader_role)
+            .field("tls_ca_file", &self.tls_ca_file)
             .finish()
     }
 }
@@ -82,7 +89,7 @@ pub struct Parts<'a> {
     pub user: &'a str,
     /// Password; empty for none.
     pub password: &'a str,
-    /// `disable`, `prefer` or `require`; empty for the default, `prefer`.
+    /// `disable`, `prefer`, `require`, `verify-ca` or `verify-full`; empty for the default, `prefer`.
     pub ssl_mode: &'a str,
 }
 
@@ -191,23 +198,15 @@ impl Config {
 
     /// The connection parameters that `url` names, with keepalives and timeouts set.
     pub(super) fn target(&self) -> Result<tokio_postgres::Config, String> {
-        if let Some(mode) =
-            ["verify-ca", "verify-full", "require"].into_iter().find(|mode| self.asks_for(mode))
-        {
-            return Err(format!(
-                "postgres.url: sslmode={mode} asks for TLS, which this version cannot speak to PostgreSQL: use sslmode=disable or prefer on a network you trust"
-            ));
-        }
-        let mut target: tokio_postgres::Config =
-            self.url.parse().map_err(|error: tokio_postgres::Error| {
-                // The parser names keys and never values, except of keys it does not know.
-                let reason =
-                    std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-                format!("postgres.url: {reason}: write postgres://user:password@host:port/database")
-            })?;
-        if target.get_ssl_mode() == SslMode::Require {
-            return Err("postgres.url: sslmode=require asks for TLS, which this version cannot speak to PostgreSQL: use sslmode=disable or prefer on a network you trust".to_owned());
-        }
+        let (url, _) = without(&self.url, "sslrootcert");
+        let (url, _) = without(&url, "sslmode");
+        let mut target: tokio_postgres::Config = url.parse().map_err(|error: tokio_postgres::Error| {
+            // The parser names keys and never values, except of keys it does not know.
+            let reason =
+                std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            format!("postgres.url: {reason}: write postgres://user:password@host:port/database")
+        })?;
+        target.ssl_mode(self.tls()?.0);
         if target.get_hosts().is_empty() {
             return Err("postgres.url: no host: write postgres://user:password@host:port/database".to_owned());
         }
@@ -227,16 +226,73 @@ impl Config {
         Ok(target)
     }
 
-    fn asks_for(&self, mode: &str) -> bool {
-        self.url
-            .split(['?', '&', ' '])
-            .any(|part| part.strip_prefix("sslmode=").is_some_and(|asked| asked == mode))
+    /// Whether TLS is spoken, what is asked of the server's certificate, and the file with the authority.
+    pub(super) fn tls(&self) -> Result<(SslMode, Verify, Option<PathBuf>), String> {
+        let (rest, mode) = without(&self.url, "sslmode");
+        let (_, file) = without(&rest, "sslrootcert");
+        let file = file.map(PathBuf::from).or_else(|| self.tls_ca_file.clone());
+        let (mode, verify) = match mode.as_deref() {
+            Some("disable") => (SslMode::Disable, Verify::Nothing),
+            None | Some("" | "allow" | "prefer") => (SslMode::Prefer, Verify::Nothing),
+            // As libpq does: who names an authority means it.
+            Some("require") if file.is_some() => (SslMode::Require, Verify::Authority),
+            Some("require") => (SslMode::Require, Verify::Nothing),
+            Some("verify-ca") => (SslMode::Require, Verify::Authority),
+            Some("verify-full") => (SslMode::Require, Verify::Host),
+            Some(_) => {
+                return Err("postgres.url: sslmode: use disable, prefer, require, verify-ca or verify-full"
+                    .to_owned());
+            }
+        };
+        if verify != Verify::Nothing && file.is_none() {
+            return Err("postgres.url: sslmode asks to verify the server's certificate: name its authority in postgres.tls_ca_file (for those of a public authority often /etc/ssl/certs/ca-certificates.crt)".to_owned());
+        }
+        Ok((mode, verify, file))
     }
 
     /// The schema of partitions, cursor and quarantine.
     pub(super) fn internal_schema(&self) -> String {
         format!("{}_internal", self.schema)
     }
+}
+
+/// `url` without the parameter `name`, and its value: of both forms, but in the second only if nothing is quoted.
+fn without(url: &str, name: &str) -> (String, Option<String>) {
+    let (head, list, separator) = match url.split_once("://").and_then(|_| url.rsplit_once('?')) {
+        Some((head, list)) => (format!("{head}?"), list, '&'),
+        None if url.contains("://") || url.contains('\'') => return (url.to_owned(), None),
+        None => (String::new(), url, ' '),
+    };
+    let (mut kept, mut found) = (Vec::new(), None);
+    for part in list.split(separator) {
+        match part.split_once('=') {
+            Some((key, value)) if key == name => found = Some(unquoted(value)),
+            Some(_) | None => kept.push(part),
+        }
+    }
+    let kept = kept.join(separator.encode_utf8(&mut [0; 4]));
+    let url = if kept.is_empty() { head.trim_end_matches('?').to_owned() } else { head + &kept };
+    (url, found)
+}
+
+/// Reverses [`quote_into`]; what is no percent-encoding stays.
+fn unquoted(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let encoded = tail.get(..2).filter(|_| *first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
+        match encoded.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// `user at host:port, database name`, for messages.
@@ -296,9 +352,45 @@ mod tests {
     }
 
     #[test]
+    fn sslmode_means_what_it_means_to_libpq() {
+        let tls = |url: &str, file: Option<&str>| {
+            let config =
+                Config { url: url.to_owned(), tls_ca_file: file.map(PathBuf::from), ..Config::default() };
+            let (mode, verify, file) = config.tls().unwrap();
+            assert_eq!(config.target().unwrap().get_ssl_mode(), mode, "{url}");
+            assert_eq!(config.target().unwrap().get_dbname(), Some("d"), "{url}");
+            (mode, verify, file.map(|file| file.display().to_string()))
+        };
+        let file = || Some("/a b".to_owned());
+        for (url, of_key, expected) in [
+            ("postgres://u@h/d", None, (SslMode::Prefer, Verify::Nothing, None)),
+            ("postgres://u@h/d?sslmode=disable", None, (SslMode::Disable, Verify::Nothing, None)),
+            (
+                "postgres://u@h/d?connect_timeout=3&sslmode=require",
+                None,
+                (SslMode::Require, Verify::Nothing, None),
+            ),
+            ("postgres://u@h/d?sslmode=require", file(), (SslMode::Require, Verify::Authority, file())),
+            ("postgres://u@h/d?sslmode=verify-ca", file(), (SslMode::Require, Verify::Authority, file())),
+            (
+                "postgres://u@h/d?sslmode=verify-full&sslrootcert=%2Fa%20b&connect_timeout=3",
+                None,
+                (SslMode::Require, Verify::Host, file()),
+            ),
+            (
+                "host=h user=u sslmode=verify-full dbname=d sslrootcert=/c",
+                file(),
+                (SslMode::Require, Verify::Host, Some("/c".to_owned())),
+            ),
+        ] {
+            assert_eq!(tls(url, of_key.as_deref()), expected, "{url}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_all_named_and_never_show_the_password() {
         let config = Config {
-            url: "postgres://u:sesame@h/d?sslmode=require".to_owned(),
+            url: "postgres://u:sesame@h/d?sslmode=maybe".to_owned(),
             schema: "Robert'); DROP".to_owned(),
             application_name: "\n".to_owned(),
             transaction_bytes_max: 1,
@@ -308,11 +400,12 @@ mod tests {
             retention_days: Some(0),
             rollup_retention_days: Some(0),
             reader_role: "public".to_owned(),
+            tls_ca_file: None,
         };
         let mistakes = config.mistakes();
         assert_eq!(mistakes.len(), 10, "{mistakes:#?}");
         for url in [
-            "postgres://u:sesame@h/d?sslmode=require",
+            "postgres://u:sesame@h/d?sslmode=sesame",
             "postgres://u:sesame@h/d?sslmode=verify-full",
             "host=h user=u password=sesame sslmode=verify-ca",
             "postgres://u:sesame@h:port/d",

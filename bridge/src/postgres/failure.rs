@@ -26,11 +26,19 @@ impl From<SinkError> for StoreError {
     }
 }
 
+/// How the library's error begins when it is about TLS; it tells in no other way.
+const TLS_FAILED: &str = "error performing TLS handshake";
+
 /// What `error`, met while `doing`, means for the whole sink.
 pub(super) fn sink_error(error: &Error, doing: &str, target: &tokio_postgres::Config) -> SinkError {
     let at = describe(target);
     let Some(server) = error.as_db_error() else {
         let cause = cause(error);
+        if error.to_string().starts_with(TLS_FAILED) {
+            return SinkError::Operator(format!(
+                "PostgreSQL and TLS ({at}): {cause}: check sslmode in postgres.url, postgres.tls_ca_file, and that the server's certificate is for this host and not expired"
+            ));
+        }
         return SinkError::Retry(format!(
             "PostgreSQL is away ({at}): {cause} while {doing}: check that the server runs and that postgres.url names it"
         ));
@@ -40,9 +48,10 @@ pub(super) fn sink_error(error: &Error, doing: &str, target: &tokio_postgres::Co
             SinkError::Operator(format!("PostgreSQL refused {doing} ({at}): {}: {advice}", server.message()))
         }
         None => SinkError::Retry(format!(
-            "PostgreSQL failed while {doing} ({at}): {} (SQLSTATE {})",
+            "PostgreSQL failed while {doing} ({at}): {} (SQLSTATE {}){}",
             server.message(),
-            server.code().code()
+            server.code().code(),
+            hint(server.code())
         )),
     }
 }
@@ -83,7 +92,7 @@ fn advice(error: &DbError, target: &tokio_postgres::Config) -> Option<String> {
         format!("CREATE DATABASE \"{}\" ENCODING 'UTF8', or name another in postgres.url", database(target))
     } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
         format!(
-            "GRANT CREATE, CONNECT ON DATABASE \"{}\" TO \"{user}\", and let the role own the schemas named by postgres.schema",
+            "to let role {user} make its tables: GRANT CREATE, CONNECT ON DATABASE \"{}\" TO \"{user}\"; if they are another role's, with S for postgres.schema: GRANT USAGE ON SCHEMA S, S_internal TO \"{user}\"; GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA S, S_internal TO \"{user}\"",
             database(target)
         )
     } else if *code == SqlState::UNDEFINED_TABLE
@@ -100,6 +109,23 @@ fn advice(error: &DbError, target: &tokio_postgres::Config) -> Option<String> {
         return None;
     };
     Some(advice)
+}
+
+/// What to look at while it is tried again: most of this passes, but not always by itself.
+fn hint(code: &SqlState) -> &'static str {
+    if *code == SqlState::DISK_FULL {
+        ": the server's disk is full: make room; readings wait in the journal until then"
+    } else if *code == SqlState::TOO_MANY_CONNECTIONS {
+        ": too many connections: raise max_connections, or end some"
+    } else if code.code().starts_with("53") {
+        ": the server lacks memory or another resource; readings wait in the journal until then"
+    } else if *code == SqlState::QUERY_CANCELED || *code == SqlState::LOCK_NOT_AVAILABLE {
+        ": it took longer than postgres.statement_timeout: perhaps somebody holds a lock (SELECT * FROM pg_locks WHERE NOT granted), or the server is overloaded"
+    } else if *code == SqlState::READ_ONLY_SQL_TRANSACTION {
+        ": the server or the role takes no writes: name the primary in postgres.url, and set default_transaction_read_only = off"
+    } else {
+        ""
+    }
 }
 
 /// Whether another row would be taken: data exceptions, constraints, errors that triggers raise, limits of a row.

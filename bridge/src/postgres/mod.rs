@@ -19,6 +19,7 @@ mod rollup;
 mod session;
 pub mod sink;
 mod timestamp;
+mod tls;
 mod upkeep;
 
 pub use config::Config;

@@ -12,7 +12,7 @@ use futures_util::SinkExt;
 use tidegate_broker::journal::JournalId;
 use tidegate_broker::record::{Offset, Record};
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, CopyInSink, NoTls, SimpleQueryMessage, Statement};
+use tokio_postgres::{Client, CopyInSink, SimpleQueryMessage, Statement};
 use tracing::{info, warn};
 
 use super::config::{Config, describe};
@@ -20,6 +20,7 @@ use super::copy::{COLUMNS, Rows};
 use super::failure::{StoreError, sink_error, store_error, timed_out};
 use super::migration::{MIGRATION_TIMEOUT, is_current, migrate};
 use super::rollup::{Buckets, upsert};
+use super::tls;
 use super::upkeep::Upkeep;
 use crate::pump::SinkError;
 
@@ -56,8 +57,9 @@ impl Session {
     /// Connects, brings the schema up to date, and reads the cursor.
     pub(super) async fn open(config: &Config, journal: JournalId) -> Result<Self, SinkError> {
         let target = config.target().map_err(SinkError::Operator)?;
+        let tls = config.tls().and_then(|(_, verify, file)| tls::connector(verify, file.as_deref()));
         // The library's own timeout counts for each address alone, and not for what follows the connect.
-        let (wait, connecting) = (config.connect_timeout, target.connect(NoTls));
+        let (wait, connecting) = (config.connect_timeout, target.connect(tls.map_err(SinkError::Operator)?));
         let (client, connection) = match tokio::time::timeout(wait, connecting).await {
             Err(_) => return Err(timed_out("connecting", wait, &target)),
             Ok(connected) => connected.map_err(|error| sink_error(&error, "the connection", &target))?,
@@ -128,12 +130,14 @@ impl Session {
         let hours = minutes.hours();
         let (minutes, hours) = (minutes.columns(), hours.columns());
         let (minutes, hours) = (minutes.parameters(), hours.parameters());
-        // One after the other on the wire, without waiting in between.
+        // One after the other on the wire, without waiting in between. If the first fails, the second is told only that
+        // the transaction has failed, so both answers are waited for and the first error counts.
         let added = async {
-            tokio::try_join!(
+            let (per_minute, per_hour) = tokio::join!(
                 self.client.execute(&self.statements.per_minute, &minutes),
                 self.client.execute(&self.statements.per_hour, &hours),
-            )
+            );
+            per_minute.and(per_hour)
         };
         let added = self.deadline("adding up readings", added).await?;
         added.map(|_| ()).map_err(|error| store_error(&error, &self.target))

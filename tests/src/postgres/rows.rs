@@ -96,6 +96,14 @@ async fn no_payload_is_refused_by_the_server() {
         &format!(r#"["{long}"]"#),
         &format!("[{}1]", "1,".repeat(100_000)),
         &format!("[{}]", "9".repeat(5_000)),
+        &"[".repeat(4_000_000),
+        &format!("{}1{}", r#"{"a":"#.repeat(200_000), "}".repeat(200_000)),
+        r#"{"timestamp":-9e18,"a":1}"#,
+        r#"{"timestamp":-9223372036854775808,"a":1}"#,
+        r#"{"timestamp":"-9999-01-01T00:00:00Z","a":1}"#,
+        r#"{"timestamp":"0000-01-01T00:00:00Z","a":1}"#,
+        r#"{"timestamp":1e30,"a":1}"#,
+        r#"{"deviceId":"a\u0000b","a":1.7976931348623157e308,"b":5e-324}"#,
     ]
     .iter()
     .map(|payload| payload.as_bytes().to_vec())

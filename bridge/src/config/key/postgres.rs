@@ -75,4 +75,12 @@ pub(super) const KEYS: &[Key] = &[
          sink's own role may make roles. Give it a password with ALTER ROLE."
     )
     .sample("\"metabase\""),
+    key!(
+        "postgres.tls_ca_file",
+        postgres.tls_ca_file,
+        Text,
+        "The authority, in PEM, that the server's certificate must be of when url has sslmode=require, verify-ca or \
+         verify-full. Also sslrootcert in url."
+    )
+    .sample("\"/etc/tidegate/postgres-ca.pem\""),
 ];
