@@ -10,9 +10,11 @@
 //! frame header:    u32 magic | u32 crc of bytes 8..48 | u32 crc of the body | u32 body bytes | u64 base offset
 //!                  | u64 time, ms | u64 durable before | u32 count | u8 kind | 3 zero bytes
 //! gap body:        u8: 1 = its entries are lost, 0 = its offsets are left out
-//! footer body:     (u64 offset, u64 file position)* | topic summary | u32 bytes of it | 4 zero bytes | u64 end offset
+//! footer body:     (u64 offset, u64 file position)* | topic summary | u32 bytes of it | u32 records + 1 | u64 end offset
 //!                  | u64 newest, ms | u64 footer position | magic[8]
 //! ```
+//!
+//! In a footer, 0 for records + 1 means that they were not counted.
 //!
 //! Every frame checksum begins with the segment's random salt. So a frame is only ever valid in the segment it was
 //! written for: neither what a file held in an earlier life nor a payload that imitates a frame is taken for one.
@@ -226,6 +228,8 @@ pub(super) struct Footer {
     pub(super) position: u64,
     /// What the topics of its records may be.
     pub(super) topics: TopicSummary,
+    /// How many records it holds, if they were counted.
+    pub(super) records: Option<u32>,
 }
 
 impl Footer {
@@ -239,7 +243,8 @@ impl Footer {
         let topics = self.topics.as_bytes();
         frame.extend(topics);
         frame.extend(u32::try_from(topics.len()).expect("a summary is small").to_le_bytes());
-        frame.extend([0; SUMMARY_FIXED_BYTES - 4]);
+        let records = self.records.and_then(|records| records.checked_add(1)).unwrap_or(0);
+        frame.extend(records.to_le_bytes());
         frame.extend(self.end.0.to_le_bytes());
         frame.extend(self.newest.0.to_le_bytes());
         frame.extend(self.position.to_le_bytes());
@@ -252,11 +257,12 @@ impl Footer {
     /// From the body of a footer frame whose checksum is right.
     pub(super) fn decode(body: &Bytes) -> Option<Self> {
         let (rest, fixed) = body.split_at_checked(body.len().checked_sub(FOOTER_FIXED_BYTES)?)?;
-        let (index, topics) = if fixed[24..32] == FOOTER_MAGIC {
-            let (rest, length) = rest.split_at_checked(rest.len().checked_sub(SUMMARY_FIXED_BYTES)?)?;
-            rest.split_at_checked(rest.len().checked_sub(u32_at(length, 0) as usize)?)?
+        let (index, topics, records) = if fixed[24..32] == FOOTER_MAGIC {
+            let (rest, more) = rest.split_at_checked(rest.len().checked_sub(SUMMARY_FIXED_BYTES)?)?;
+            let (index, topics) = rest.split_at_checked(rest.len().checked_sub(u32_at(more, 0) as usize)?)?;
+            (index, topics, u32_at(more, 4).checked_sub(1))
         } else if fixed[24..32] == FOOTER_MAGIC_1 {
-            (rest, &[][..])
+            (rest, &[][..], None)
         } else {
             return None;
         };
@@ -272,6 +278,7 @@ impl Footer {
             newest: Timestamp(u64_at(fixed, 8)),
             position: u64_at(fixed, 16),
             topics,
+            records,
         })
     }
 

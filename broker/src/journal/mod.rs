@@ -18,6 +18,7 @@
 //! folder are left alone.
 
 mod appender;
+mod count;
 mod cursors;
 mod export;
 mod forgiving;
@@ -49,6 +50,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use appender::Appender;
 use appender::Handover;
+use count::Published;
+pub use count::RecordsFrom;
 pub use cursors::Cursor;
 use cursors::{Cursors, Ends};
 pub use export::{Exported, export};
@@ -358,6 +361,7 @@ impl Journal {
             segments: RwLock::new(recovered.segments),
             start: AtomicU64::new(start.0),
             durable_end: AtomicU64::new(recovered.end.0),
+            published: Mutex::new(Published { end: recovered.end, records: 0 }),
             synced: AtomicU64::new(recovered.end.0),
             room: AtomicU64::new(0),
             trim_wanted: AtomicU64::new(u64::MAX),
@@ -517,6 +521,7 @@ struct Shared {
     tail: Tail,
     start: AtomicU64,
     durable_end: AtomicU64,
+    published: Mutex<Published>,
     /// As `durable_end`, and synced whatever the policy is.
     synced: AtomicU64,
     /// What all segments take on disk.

@@ -24,9 +24,8 @@ use super::format::{
     FRAME_BYTES, Footer, Frame, HeaderFault, Kind, SEGMENT_HEADER_BYTES, SegmentHeader, TRAILER_BYTES,
     find_frame,
 };
-use super::segment::{self, ActiveSegment, Found, FrameReader, Segment};
+use super::segment::{self, ActiveSegment, Found, FrameReader, Held, Segment};
 use super::storage::{self, Storage, StorageFile};
-use super::topics::Topics;
 use super::{JournalId, OpenError, cursors, fresh_id, fresh_salt};
 use crate::plant::{self, Bug};
 use crate::record::{Batch, Offset, Timestamp};
@@ -226,7 +225,7 @@ struct Scan {
     doubtful_from: u64,
     /// The end of the last batch, where marks may follow.
     batches_end: u64,
-    topics: Topics,
+    held: Held,
     footer: Option<Footer>,
 }
 
@@ -250,7 +249,7 @@ impl Scan {
             durable_before: header.base,
             doubtful_from: SEGMENT_HEADER_BYTES as u64,
             batches_end: SEGMENT_HEADER_BYTES as u64,
-            topics: Topics::default(),
+            held: Held::default(),
             footer: None,
         };
         while scan.footer.is_none() {
@@ -281,11 +280,14 @@ impl Scan {
                 self.batches_end = self.position + frame.bytes() as u64;
                 self.segment.remember(frame.base, self.position);
                 self.newest = Timestamp(self.newest.0.max(frame.time.0));
-                // Whoever reads a malformed batch is told; its topics are not needed for that.
-                if !plant::is(Bug::TopicSummaryIncomplete)
-                    && let Ok(batch) = Batch::from_encoded(frame.base, frame.count, frame.time, body.clone())
-                {
-                    batch.topics().for_each(|topic| self.topics.note(topic));
+                // Whoever reads a malformed batch is told; what it holds is not needed for that.
+                if let Ok(batch) = Batch::from_encoded(frame.base, frame.count, frame.time, body.clone()) {
+                    for topic in batch.topics() {
+                        if !plant::is(Bug::TopicSummaryIncomplete) {
+                            self.held.topics.note(topic);
+                        }
+                        self.held.records += 1;
+                    }
                 }
             }
             Kind::Mark => {}
@@ -370,7 +372,10 @@ impl Scan {
         settled.map_err(|error| io_error(storage, "make durable the tail of", &name, error))?;
         let readable = self.footer.as_ref().map_or(self.position, |footer| footer.position);
         self.segment.publish(self.end, readable, self.newest);
-        Ok(ActiveSegment::resume(Arc::new(self.segment), self.file, self.position, self.topics))
+        if self.footer.is_some() {
+            let _ = self.segment.records.set(self.held.records);
+        }
+        Ok(ActiveSegment::resume(Arc::new(self.segment), self.file, self.position, self.held))
     }
 
     fn write_again(&self) -> io::Result<()> {

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -37,6 +37,10 @@ pub(super) struct Segment {
     newest: AtomicU64,
     file_bytes: AtomicU64,
     index: Mutex<Vec<(Offset, u64)>>,
+    /// How many records it holds: once it is sealed, and as far as its footer says.
+    pub(super) records: OnceLock<u64>,
+    /// How many records lie before it, as far as that was needed: see `count`.
+    pub(super) ordinal: OnceLock<i64>,
 }
 
 impl Segment {
@@ -49,6 +53,8 @@ impl Segment {
             newest: AtomicU64::new(header.created.0),
             file_bytes: AtomicU64::new(SEGMENT_HEADER_BYTES as u64),
             index: Mutex::default(),
+            records: OnceLock::new(),
+            ordinal: OnceLock::new(),
         }
     }
 
@@ -58,6 +64,9 @@ impl Segment {
         segment.publish(footer.end, footer.position, footer.newest);
         segment.file_bytes.store(file_bytes, Ordering::Relaxed);
         *segment.index() = footer.index;
+        if let Some(records) = footer.records {
+            let _ = segment.records.set(records.into());
+        }
         segment
     }
 
@@ -160,6 +169,13 @@ impl From<WriteError> for io::Error {
     }
 }
 
+/// What the frames of a segment hold, as far as it is kept while it is written to.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    pub(super) topics: Topics,
+    pub(super) records: u64,
+}
+
 /// The segment that is written to.
 #[derive(Debug)]
 pub(super) struct ActiveSegment {
@@ -172,6 +188,8 @@ pub(super) struct ActiveSegment {
     /// So much is always reserved behind what is written, and at most twice as much.
     reserve_bytes: u64,
     topics: Topics,
+    /// How many records it holds.
+    records: u64,
     /// The file before this one, as long as the operating system may cache it.
     before: Option<Arc<dyn StorageFile>>,
     /// What lies before is no longer cached.
@@ -200,15 +218,15 @@ impl ActiveSegment {
         if !plant::is(Bug::FolderNotSynced) {
             storage.sync_folder()?;
         }
-        Ok(Self::resume(segment, file, SEGMENT_HEADER_BYTES as u64, Topics::default()))
+        Ok(Self::resume(segment, file, SEGMENT_HEADER_BYTES as u64, Held::default()))
     }
 
-    /// Goes on in a segment whose frames end at `position` and hold records with these `topics`.
+    /// Goes on in a segment whose frames end at `position` and hold this.
     pub(super) fn resume(
         segment: Arc<Segment>,
         file: Arc<dyn StorageFile>,
         position: u64,
-        topics: Topics,
+        held: Held,
     ) -> Self {
         segment.file_bytes.store(position, Ordering::Relaxed);
         Self {
@@ -217,7 +235,8 @@ impl ActiveSegment {
             position,
             length: position,
             reserve_bytes: 0,
-            topics,
+            topics: held.topics,
+            records: held.records,
             before: None,
             cached_from: 0,
         }
@@ -267,14 +286,22 @@ impl ActiveSegment {
         Err(error)
     }
 
-    /// The records of `batch`, which was written, count for the summary of topics.
-    pub(super) fn note_topics(&mut self, batch: &Batch) {
+    /// The records of `batch`, which was written, count for the summary of topics; returns how many they are.
+    pub(super) fn note_records(&mut self, batch: &Batch) -> u64 {
+        let before = self.records;
         for topic in batch.topics() {
             self.topics.note(topic);
+            self.records += 1;
         }
+        self.records - before
     }
 
-    /// As [`ActiveSegment::note_topics`], of records that are lost.
+    /// How many records it holds.
+    pub(super) fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// As [`ActiveSegment::note_records`], of records that are lost.
     pub(super) fn note_unknown_topics(&mut self) {
         self.topics.note_unknown();
     }
@@ -344,13 +371,15 @@ impl ActiveSegment {
         let index = self.segment.index().clone();
         let topics = TopicSummary::new(self.topics.encode().into());
         let told = if plant::is(Bug::FooterEndOffByOne) { Offset(end.0 - 1) } else { end };
-        let footer = Footer { index, end: told, newest, position: readable, topics };
+        let records = u32::try_from(self.records).ok();
+        let footer = Footer { index, end: told, newest, position: readable, topics, records };
         let frame = footer.encode(durable_before, self.segment.header.salt);
         self.put(&frame, end)?;
         self.cut()?;
         if !plant::is(Bug::SealNotSynced) {
             self.file.sync()?;
         }
+        let _ = self.segment.records.set(self.records);
         self.segment.publish(end, readable, newest);
         Ok(())
     }

@@ -9,9 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::format::{self, FRAME_BYTES, Frame, FramePlace, Kind, SEGMENT_HEADER_BYTES, SegmentHeader};
-use super::segment::{ActiveSegment, Segment};
+use super::segment::{ActiveSegment, Held, Segment};
 use super::storage::Storage;
-use super::topics::Topics;
 use crate::record::{Batch, Offset, Timestamp};
 
 #[derive(Debug)]
@@ -30,7 +29,7 @@ impl<'a> SegmentWriter<'a> {
         let name = segment.name.clone();
         let file = storage.create(&format!("{name}.new"))?;
         file.write_at(&header.encode(), 0)?;
-        let active = ActiveSegment::resume(segment, file, SEGMENT_HEADER_BYTES as u64, Topics::default());
+        let active = ActiveSegment::resume(segment, file, SEGMENT_HEADER_BYTES as u64, Held::default());
         Ok(Self { storage, name, header, active, end: header.base, newest: header.created })
     }
 
@@ -61,7 +60,7 @@ impl<'a> SegmentWriter<'a> {
     pub(super) fn batch(&mut self, place: FramePlace, body: Bytes) -> io::Result<()> {
         self.write(Kind::Batch, place, &body)?;
         let batch = Batch::from_encoded(place.base, place.count, place.time, body);
-        self.active.note_topics(&batch.map_err(io::Error::other)?);
+        self.active.note_records(&batch.map_err(io::Error::other)?);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Tests of the whole journal.
 
 mod clock;
+mod count;
 mod damage;
 mod faults;
 mod limits;

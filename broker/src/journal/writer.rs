@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::count::Published;
 use super::cursors::Passed;
 use super::format::{FRAME_BYTES, Frame, FramePlace, Kind, SegmentHeader};
 use super::segment::{ActiveSegment, Segment, WriteError};
@@ -51,6 +52,8 @@ pub struct Writer {
     written_bytes: u64,
     /// The same of all batches since the journal was opened.
     total_bytes: u64,
+    /// Records of all batches since the journal was opened, and so the ordinal of the next one.
+    records: u64,
     synced_at: Timestamp,
     housekeeping_at: Timestamp,
     /// Whether the file of cursors could not be written; not tried again before the next housekeeping.
@@ -69,6 +72,8 @@ impl Writer {
     pub(super) fn new(shared: Arc<Shared>, mut active: ActiveSegment, marked: Offset) -> Self {
         active.reserve_ahead((shared.options.segment_bytes / 16).min(RESERVE_BYTES_MAX));
         let (end, now) = (shared.durable_end(), shared.now());
+        let held = i64::try_from(active.records()).unwrap_or(i64::MAX);
+        let _ = active.segment.ordinal.set(-held);
         let writer = Self {
             shared,
             active,
@@ -80,6 +85,7 @@ impl Writer {
             written: Vec::new(),
             written_bytes: 0,
             total_bytes: 0,
+            records: 0,
             synced_at: now,
             housekeeping_at: now,
             cursors_unsaved: false,
@@ -221,7 +227,7 @@ impl Writer {
 
     fn note_written(&mut self) {
         let Some(Unwritten { frame, batch, memory_bytes }) = self.unwritten.take() else { return };
-        self.active.note_topics(&batch);
+        self.records += self.active.note_records(&batch);
         self.end = batch.end();
         self.shared.bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
         self.written_bytes += frame.len() as u64;
@@ -295,6 +301,8 @@ impl Writer {
     /// Lets everything written be seen: by readers, by the appender, by whoever asked to be told.
     fn publish(&mut self) {
         self.active.segment.publish(self.end, self.active.position(), self.shared.now());
+        // Before the end: whoever has read a record finds it counted.
+        self.shared.publish_records(Published { end: self.end, records: self.records });
         self.shared.durable_end.store(self.end.0, Ordering::Release);
         let bytes = std::mem::take(&mut self.written_bytes);
         self.total_bytes += bytes;
@@ -341,6 +349,8 @@ impl Writer {
         self.synced = self.end;
         self.shared.synced.store(self.synced.0, Ordering::Release);
         self.synced_at = now;
+        let ordinal = i64::try_from(self.records).unwrap_or(i64::MAX);
+        let _ = self.active.segment.ordinal.set(ordinal);
         let bytes = sealed.file_bytes() - before + self.active.position();
         self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.shared.segments_mut().push_back(self.active.segment.clone());
