@@ -6,6 +6,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use crate::balance::{Account, Balance};
+
 /// How a part is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -50,6 +52,7 @@ pub struct Report {
 pub struct Part {
     name: &'static str,
     report: Arc<Mutex<Report>>,
+    account: Arc<Mutex<Option<Account>>>,
 }
 
 impl Part {
@@ -57,7 +60,7 @@ impl Part {
     pub fn new(name: &'static str) -> Self {
         let report =
             Report { state: State::Starting, detail: None, lag: None, rejected: 0, since: SystemTime::now() };
-        Self { name, report: Arc::new(Mutex::new(report)) }
+        Self { name, report: Arc::new(Mutex::new(report)), account: Arc::default() }
     }
 
     /// Its name in `/health`.
@@ -78,6 +81,18 @@ impl Part {
         if report.state != before {
             report.since = SystemTime::now();
         }
+    }
+
+    /// For a sink that has begun: what became of its records. `total` says how many the journal has counted.
+    pub fn balance(&self, total: impl FnOnce() -> u64) -> Option<Balance> {
+        // Asked while the account cannot move: what was settled was counted before.
+        let account = self.account.lock().unwrap_or_else(PoisonError::into_inner);
+        account.as_ref().map(|account| account.balance(total()))
+    }
+
+    /// Changes its account, which is `None` until the sink has begun.
+    pub fn book<T>(&self, change: impl FnOnce(&mut Option<Account>) -> T) -> T {
+        change(&mut self.account.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Sets state and detail together.

@@ -4,6 +4,7 @@
 //! browsers through the [`gateway`]. [`appliance`] puts them together from one [`config`].
 
 pub mod appliance;
+pub mod balance;
 pub mod config;
 pub mod gateway;
 pub mod health;

@@ -135,6 +135,8 @@ pub struct Progress {
     pub records: u64,
     /// Entries in gaps of the journal that were passed: they are lost.
     pub lost: u64,
+    /// Where the last of those batches ended, if any was completed.
+    pub completed: Option<Offset>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,6 +201,11 @@ impl Pump {
     /// When the oldest batch that is written and not confirmed was begun.
     pub fn oldest_in_flight(&self) -> Option<Timestamp> {
         self.in_flight.front().map(|batch| batch.time)
+    }
+
+    /// Records that are written and not confirmed.
+    pub fn records_in_flight(&self) -> u64 {
+        self.in_flight.iter().map(|batch| batch.records).sum()
     }
 
     /// What to do next at the time `now`, counted from any fixed beginning. Asking again changes nothing.
@@ -275,12 +282,13 @@ impl Pump {
     pub fn handle_confirmed(&mut self, to: Offset) -> Progress {
         assert!(self.confirmed <= to, "a confirmation cannot be taken back");
         assert!(to <= self.next, "only what was written can be confirmed");
-        let mut progress = Progress { entries: to.since(self.confirmed), records: 0, lost: 0 };
+        let mut progress = Progress { entries: to.since(self.confirmed), ..Progress::default() };
         while let Some(batch) = self.in_flight.front().copied().filter(|batch| batch.end <= to) {
             self.in_flight.pop_front();
             self.in_flight_bytes -= batch.bytes;
             progress.records += batch.records;
             progress.lost += batch.lost;
+            progress.completed = Some(batch.end);
         }
         if self.confirmed < to {
             self.backoff.reset();

@@ -54,6 +54,8 @@ struct Carrier<'a> {
     report: Reporter,
     begun: Instant,
     tick: Interval,
+    /// Up to where the account is settled: the confirmed offset, unless that lies inside a batch.
+    settled: Offset,
     /// The confirmed offset, and when the batch behind it was begun, as last looked up in the journal.
     oldest: Option<(Offset, Timestamp)>,
 }
@@ -74,6 +76,7 @@ impl<'a> Carrier<'a> {
             report: Reporter::new(part),
             begun: Instant::now(),
             tick,
+            settled: position,
             oldest: None,
         }
     }
@@ -98,6 +101,7 @@ impl<'a> Carrier<'a> {
                 let resumed =
                     self.pump.handle_connected(remembered, self.journal.start(), self.journal.durable_end());
                 self.report.connected(resumed, self.pump.confirmed(), now);
+                self.resume_account(resumed.lost);
                 self.tell_lag();
             }
             Err(error) => self.fail(&error),
@@ -117,8 +121,12 @@ impl<'a> Carrier<'a> {
                 return self.fail(&SinkError::Operator(format!("the journal cannot be read: {error}")));
             }
         };
-        let (batch, lost) = self.pump.handle_batch(batch);
-        self.report.lost(lost);
+        let in_flight = self.pump.records_in_flight();
+        let (begin, (batch, lost)) = (batch.base(), self.pump.handle_batch(batch));
+        if lost > 0 {
+            self.report.lost(lost);
+            self.count_trimmed(begin, in_flight);
+        }
         let Some(batch) = batch else { return };
         let mut writing = pin!(sink.write(batch));
         loop {
@@ -162,12 +170,38 @@ impl<'a> Carrier<'a> {
                     }
                     let now = self.now();
                     self.report.progressed(progress, now);
+                    self.settled = progress.completed.unwrap_or(self.settled);
                 }
                 Err(error) => self.fail(&error),
             },
             Ok(()) = self.durable.changed(), if entries => self.pump.handle_durable(),
             () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {}
             _ = self.tick.tick() => self.tell_lag(),
+        }
+    }
+
+    /// Begins the account, or brings it to where the sink goes on, if that is not where it was settled.
+    fn resume_account(&mut self, lost: u64) {
+        let from = self.pump.confirmed();
+        let begun = self.report.has_account();
+        if begun && from == self.settled && lost == 0 {
+            return;
+        }
+        match self.journal.records_from(from) {
+            Ok(found) if begun => self.report.resume_account(found, lost),
+            Ok(found) => self.report.begin_account(found),
+            Err(error) => {
+                return self.fail(&SinkError::Operator(format!("the journal cannot be read: {error}")));
+            }
+        }
+        self.settled = from;
+    }
+
+    /// Entries before `begin` were trimmed before they could be read.
+    fn count_trimmed(&mut self, begin: Offset, in_flight: u64) {
+        // A journal that cannot be read is told when the pump reads it; then the account waits for the next gap.
+        if let Ok(found) = self.journal.records_from(begin) {
+            self.report.count_trimmed(found, in_flight);
         }
     }
 

@@ -3,8 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use metrics::{Counter, Gauge};
+use tidegate_broker::journal::RecordsFrom;
 use tidegate_broker::record::{Offset, Timestamp};
 
+use crate::balance::Account;
 use crate::health::{Lag, Part, State};
 
 use super::{Progress, Resumed, SinkError};
@@ -121,10 +123,34 @@ impl Reporter {
                 "{lost} entries are lost since the journal was repaired, before {sink} had them; it goes on behind them"
             );
         }
-        self.delivered.increment(progress.records.saturating_sub(newly_rejected));
+        let delivered = self.part.book(|account| {
+            account.as_mut().map_or(0, |account| account.passed(progress.records, rejected))
+        });
+        self.delivered.increment(delivered);
         if progress.entries > 0 {
             self.working(now);
         }
+    }
+
+    /// Whether it is known what became of its records.
+    pub(super) fn has_account(&self) -> bool {
+        self.part.book(|account| account.is_some())
+    }
+
+    /// What lies before the sink when it begins.
+    pub(super) fn begin_account(&self, found: RecordsFrom) {
+        self.part.book(|account| *account = Some(Account::begin(found)));
+    }
+
+    /// What lies before the sink when it goes on elsewhere than where it was.
+    pub(super) fn resume_account(&self, found: RecordsFrom, lost: u64) {
+        let rejected = self.part.report().rejected;
+        self.part.book(|account| account.as_mut().map(|account| account.resume(found, lost, rejected)));
+    }
+
+    /// What is left when something was trimmed before it was read.
+    pub(super) fn count_trimmed(&self, found: RecordsFrom, in_flight: u64) {
+        self.part.book(|account| account.as_mut().map(|account| account.trimmed(found, in_flight)));
     }
 
     /// How far behind it is, with the time of acceptance of the oldest undelivered record.

@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
+use tidegate_broker::journal::RecordsFrom;
 use tidegate_broker::plant::{self, Bug};
 use tidegate_broker::record::{Batch, BatchBuilder, Entry, Offset, Properties, Qos, Record, Timestamp};
 use tidegate_broker::topic::TopicName;
 
 use super::{Action, Limits, Pump, SinkError};
+use crate::balance::Account;
 
 fn batch(base: u64, records: u64) -> Batch {
     let mut builder = BatchBuilder::new(Offset(base), Timestamp(1_000 + base), 0, 64);
@@ -237,6 +239,9 @@ fn simulate(seed: u64) -> Result<(), String> {
     let mut destination = Destination { remembers: random.one_in(2), ..Destination::default() };
     let mut pump = Pump::new(Offset(0), limits(window));
     let (mut durable, mut now) = (0, Duration::ZERO);
+    // Every entry is a record here.
+    let mut account = Account::begin(RecordsFrom { records: 0, total: 0 });
+    let mut settled = Offset(0);
     for step in 0.. {
         if step > 20_000 {
             return Err("it makes no progress".into());
@@ -253,6 +258,10 @@ fn simulate(seed: u64) -> Result<(), String> {
             Action::Connect => {
                 let remembered = destination.remembers.then_some(Offset(destination.stored_before));
                 pump.handle_connected(remembered, Offset(0), Offset(durable));
+                if pump.confirmed() != settled {
+                    settled = pump.confirmed();
+                    account.resume(RecordsFrom { records: durable - settled.0, total: durable }, 0, 0);
+                }
             }
             Action::Read(from) if from.0 < durable => {
                 let read = batch(from.0, (1 + random.below(7)).min(durable - from.0));
@@ -270,11 +279,20 @@ fn simulate(seed: u64) -> Result<(), String> {
             }
             Action::Wait { confirmation: true, .. } => {
                 let stored = destination.store_one().expect("something is in flight");
-                pump.handle_confirmed(stored);
+                let progress = pump.handle_confirmed(stored);
+                account.passed(progress.records, 0);
+                settled = progress.completed.unwrap_or(settled);
             }
             Action::Wait { confirmation: false, .. } if pump.confirmed().0 == total => break,
             Action::Wait { .. } => {}
             Action::Stop => return Err("it stopped although nobody asked".into()),
+        }
+        let balance = account.balance(durable);
+        if balance.taken_in != durable || balance.taken_in != balance.delivered + balance.pending {
+            return Err(format!("the account is not balanced: {balance:?}"));
+        }
+        if balance.delivered != settled.0 || balance.delivered > destination.stored_before {
+            return Err(format!("{} are stored, but {balance:?}", destination.stored_before));
         }
         if destination.pending.len() > window {
             return Err("more than the window is in flight".into());
