@@ -20,6 +20,7 @@ mod behind;
 mod connect;
 mod deliver;
 mod gate;
+mod ledger;
 mod limits;
 mod outbox;
 mod publish;
@@ -41,6 +42,7 @@ use std::time::Duration;
 use self::aliases::OutgoingAliases;
 use self::authenticate::Enhanced;
 use self::gate::{Gated, Release};
+pub use self::ledger::Balance;
 pub use self::limits::{Limit, LimitCounts, Limits, RateAction};
 pub use self::outbox::{Outbox, SHARED_BYTES_MIN};
 use self::rate::{Bucket, Rates};
@@ -202,6 +204,8 @@ pub struct Broker {
     /// Makes assigned Client Identifiers hard to guess.
     seed: u64,
     durable_end: Offset,
+    /// What was durable before is not counted as waiting.
+    counted_from: Offset,
     /// Nothing becomes durable any more: see [`Broker::journal_failed`].
     journal_failed: bool,
     connections: Slots<Connection>,
@@ -255,6 +259,7 @@ impl Broker {
             access,
             seed,
             durable_end: Offset(0),
+            counted_from: Offset(0),
             journal_failed: false,
             connections: Slots::default(),
             sessions: Slots::default(),

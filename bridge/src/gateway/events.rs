@@ -27,6 +27,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::caller::Caller;
 use super::encode::{self, Encoder, Form};
 use super::interest::Interest;
+use super::ledger::{Ledger, Lost};
 use super::subscriber::{Kind, Phase, Pushed, Subscriber};
 use super::subscription::Subscription;
 
@@ -90,6 +91,7 @@ pub(super) struct Hub {
     pub(super) encoder: Encoder,
     pub(super) reads: Arc<Semaphore>,
     pub(super) totals: Totals,
+    pub(super) ledger: Ledger,
     limits: Limits,
     table: Mutex<Table>,
     /// Of the rules in `table`; changed only while that is locked.
@@ -175,6 +177,7 @@ impl Hub {
             encoder,
             reads: Arc::new(Semaphore::new(CATCH_UP_READS_MAX)),
             totals: Totals::default(),
+            ledger: Ledger::default(),
             limits,
             table: Mutex::new(table),
             rules_version: AtomicU64::new(rules_version),
@@ -225,7 +228,9 @@ impl Hub {
         let mut table = self.table();
         if table.subscribers.remove(&subscriber.id).is_some() {
             table.by_topic.clear();
-            match subscriber.state().phase {
+            let state = subscriber.state();
+            self.ledger.lose(state.queued() as u64 + state.owed, Lost::Disconnected);
+            match state.phase {
                 Phase::Live { .. } => table.live -= 1,
                 Phase::CatchingUp(_) => {}
             }
@@ -244,6 +249,10 @@ impl Hub {
             Phase::CatchingUp(_) => {
                 state.phase = Phase::Live { from: next };
                 table.live += 1;
+                // What it has not found again on the way is not there for it any more.
+                let missed = std::mem::take(&mut state.has_missed);
+                let why = if missed { Lost::Trimmed } else { Lost::Unsubscribed };
+                self.ledger.lose(std::mem::take(&mut state.owed), why);
             }
         }
         drop(state);
@@ -424,6 +433,7 @@ impl Hub {
             };
             let event = slot.get_or_insert_with(|| self.encoder.encode(form, offset, record));
             let first = state.first_queued().is_none();
+            self.ledger.take_in();
             match state.push(offset, event.clone(), self.limits.queue_bytes_max) {
                 Pushed::Queued => {}
                 Pushed::FellBehind => {

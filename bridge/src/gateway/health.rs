@@ -18,6 +18,7 @@ use super::caller::Caller;
 use super::encode::rfc3339;
 use super::reply;
 use super::routes::App;
+use crate::balance::Balance;
 use crate::health::{Part, State as PartState};
 
 /// The whole, from its parts; the worst counts.
@@ -153,6 +154,7 @@ fn add_details(app: &App, journal: &journal::Status, body: &mut Map<String, Valu
     body.insert("listeners".into(), listeners(app));
     let sinks = app.parts.sinks.iter().map(part_details).collect::<Vec<_>>();
     body.insert("sinks".into(), sinks.into());
+    body.insert("outputs".into(), outputs(app));
     body.insert(
         "gateway".into(),
         json!({
@@ -170,6 +172,23 @@ fn listeners(app: &App) -> Value {
     listening
         .map(|(transport, place)| json!({"transport": transport.name(), "address": place.to_string()}))
         .collect()
+}
+
+/// What became of every record, for each output.
+fn outputs(app: &App) -> Value {
+    let balances = app.balances(&app.publisher.stats());
+    let output = |(name, balance): (&str, Balance)| {
+        let dropped: Map<_, _> =
+            balance.dropped.into_iter().map(|(reason, count)| (reason.to_owned(), count.into())).collect();
+        json!({
+            "name": name,
+            "in": balance.taken_in,
+            "delivered": balance.delivered,
+            "dropped": dropped,
+            "pending": balance.pending,
+        })
+    };
+    balances.into_iter().map(output).collect()
 }
 
 /// What is wrong with the journal, and what to do about it.

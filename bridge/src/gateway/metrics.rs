@@ -10,10 +10,11 @@ use std::sync::atomic::Ordering;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use tidegate_broker::server::{DropReason, Limit, RefusalReason, Transport, TransportStats};
+use tidegate_broker::server::{DropReason, Limit, RefusalReason, Stats, Transport, TransportStats};
 
 use super::reply;
 use super::routes::App;
+use crate::balance::Balance;
 
 /// What a family of samples is.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +42,22 @@ impl Exposition {
         }
     }
 
+    fn family_of_two(
+        &mut self,
+        name: &str,
+        kind: Type,
+        help: &str,
+        labels: (&str, &str),
+        samples: &[(&str, &str, u64)],
+    ) {
+        self.family(name, kind, help, &[]);
+        for (first, second, value) in samples {
+            let (first, second) = (escaped(first), escaped(second));
+            let (one, two) = labels;
+            let _ = writeln!(self.0, "{name}{{{one}=\"{first}\",{two}=\"{second}\"}} {value}");
+        }
+    }
+
     fn one(&mut self, name: &str, kind: Type, help: &str, value: u64) {
         self.family(name, kind, help, &[(None, value)]);
     }
@@ -54,7 +71,9 @@ fn escaped(text: &str) -> String {
 /// `GET /metrics`
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let mut out = Exposition::default();
-    broker(&app, &mut out);
+    let stats = app.publisher.stats();
+    broker(&app, &stats, &mut out);
+    outputs(&app.balances(&stats), &mut out);
     journal(&app, &mut out);
     parts(&app, &mut out);
     gateway(&app, &mut out);
@@ -66,9 +85,9 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
 }
 
 #[rustfmt::skip]
-fn broker(app: &App, out: &mut Exposition) {
+fn broker(app: &App, stats: &Stats, out: &mut Exposition) {
     use Type::{Counter, Gauge};
-    let (stats, denials, logins) = (app.publisher.stats(), app.guard.access.denials(), app.guard.access.logins());
+    let (denials, logins) = (app.guard.access.denials(), app.guard.access.logins());
     out.one("tidegate_mqtt_connections", Gauge, "Open MQTT connections.", stats.connections);
     out.one("tidegate_mqtt_connections_total", Counter, "MQTT connections accepted.", stats.connections_total);
     out.one("tidegate_mqtt_connections_refused_total", Counter, "MQTT connections refused.", stats.connections_refused_total);
@@ -110,6 +129,44 @@ fn broker(app: &App, out: &mut Exposition) {
         &Limit::ALL.map(|limit| (Some(("limit", limit.name())), stats.limits.of(limit))));
     out.one("tidegate_memory_bytes", Gauge, "Resident memory of the process.", stats.memory_bytes);
     out.one("tidegate_mqtt_protocol_errors_total", Counter, "MQTT connections closed for a protocol error.", stats.protocol_errors_total);
+}
+
+impl App {
+    /// What became of every record, for each output. Each is read in one go, so that its equation holds.
+    pub(super) fn balances(&self, stats: &Stats) -> Vec<(&'static str, Balance)> {
+        let mut balances = Vec::new();
+        for sink in &self.parts.sinks {
+            balances.extend(sink.balance(|| self.hub.journal.records_total()).map(|it| (sink.name(), it)));
+        }
+        let mqtt = Balance {
+            taken_in: stats.balance.taken_in,
+            delivered: stats.balance.delivered,
+            dropped: DropReason::ALL.map(|reason| (reason.name(), stats.balance.dropped.of(reason))).to_vec(),
+            pending: stats.balance.pending(),
+        };
+        balances.push(("mqtt", mqtt));
+        balances.push(("http", self.hub.ledger.balance()));
+        balances
+    }
+}
+
+#[rustfmt::skip]
+fn outputs(balances: &[(&'static str, Balance)], out: &mut Exposition) {
+    use Type::{Counter, Gauge};
+    let each = |value: fn(&Balance) -> u64| -> Vec<_> {
+        balances.iter().map(|(name, balance)| (Some(("output", *name)), value(balance))).collect()
+    };
+    out.family("tidegate_output_in_total", Counter, "Records that became the output's business since the start; for each output in = delivered + dropped + pending, in every scrape. \
+        kafka, postgres: each durable record, from the cursor at the start on. mqtt: each record for each session or shared group, a QoS 0 record on arrival, others when durable, those from before the start when the session reads them. \
+        http: each record for each event stream or WebSocket, when it is queued or read for it.", &each(|balance| balance.taken_in));
+    out.family("tidegate_output_delivered_total", Counter, "Records that arrived. kafka, postgres: confirmed. mqtt: sent at QoS 0, acknowledged in full at QoS 1 and 2. http: handed to the connection.", &each(|balance| balance.delivered));
+    let dropped: Vec<_> = balances.iter()
+        .flat_map(|(name, balance)| balance.dropped.iter().map(|(reason, count)| (*name, *reason, *count)))
+        .collect();
+    out.family_of_two("tidegate_output_dropped_total", Counter, "Records that will not arrive, by reason. rejected: the destination never takes it (PostgreSQL keeps it in the table quarantine). trimmed: the journal had to drop it first. \
+        away: at QoS 0 for a client that was not there. session_ended: it waited for a session that ended. unsubscribed: it was no longer wanted, or no longer allowed, when the reader came to it. refused: the client answered that it does not take it. \
+        disconnected: the stream or WebSocket ended.", ("output", "reason"), &dropped);
+    out.family("tidegate_output_pending", Gauge, "Records that may still arrive. kafka, postgres: between the cursor and the durable end. mqtt: waiting in the journal for sessions that are behind (as far as they are in), or not acknowledged. http: queued, or to be read again.", &each(|balance| balance.pending));
 }
 
 #[rustfmt::skip]

@@ -15,6 +15,7 @@ mod events;
 mod guard;
 mod health;
 mod interest;
+mod ledger;
 mod metrics;
 mod mqtt;
 mod operator;

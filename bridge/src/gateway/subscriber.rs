@@ -41,6 +41,10 @@ pub(super) struct State {
     pub(super) interest: Arc<Interest>,
     queue: VecDeque<(Offset, Bytes)>,
     queued_bytes: usize,
+    /// Events that were due and have to be read again.
+    pub(super) owed: u64,
+    /// Whether entries were trimmed before they were read.
+    pub(super) has_missed: bool,
 }
 
 impl State {
@@ -63,7 +67,6 @@ impl State {
     }
 
     /// How many events wait.
-    #[cfg(test)]
     pub(super) fn queued(&self) -> usize {
         self.queue.len()
     }
@@ -71,6 +74,7 @@ impl State {
     /// Gives up what is queued, if anything is, and goes back to the first of it; says whether it did.
     pub(super) fn give_up_queue(&mut self) -> bool {
         let Some(first) = self.first_queued() else { return false };
+        self.owed += self.queue.len() as u64;
         self.queue = VecDeque::new();
         self.queued_bytes = 0;
         self.phase = Phase::CatchingUp(first);
@@ -81,6 +85,7 @@ impl State {
     pub(super) fn push(&mut self, offset: Offset, event: Bytes, bytes_max: usize) -> Pushed {
         let cost = event.len() + QUEUED_EVENT_BYTES;
         if self.queued_bytes + cost > bytes_max && self.give_up_queue() {
+            self.owed += 1;
             return Pushed::FellBehind;
         }
         self.queued_bytes += cost;
@@ -127,6 +132,8 @@ impl Subscriber {
             interest: Arc::new(interest),
             queue: VecDeque::new(),
             queued_bytes: 0,
+            owed: 0,
+            has_missed: false,
         };
         let subscriber = Self {
             id,

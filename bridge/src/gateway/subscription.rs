@@ -90,18 +90,19 @@ impl Subscription {
     pub(super) async fn next(&mut self) -> Delivery {
         loop {
             if self.reading.is_some() {
-                let delivery = self.finish_reading().await;
-                return self.counted(delivery);
+                return self.finish_reading().await;
             }
             if !self.subscriber.caller.is_above_rules() {
                 self.hub.check_rules();
             }
             let (events, phase) = {
                 let mut state = self.subscriber.state();
-                (state.take(CHUNK_BYTES), state.phase)
+                let events = state.take(CHUNK_BYTES);
+                self.count(events.len() as u64, 0);
+                (events, state.phase)
             };
             if !events.is_empty() {
-                return self.counted(Delivery::Events(events));
+                return Delivery::Events(events);
             }
             match phase {
                 Phase::Live { .. } => self.subscriber.wake.notified().await,
@@ -121,13 +122,13 @@ impl Subscription {
         self.far_behind = false;
     }
 
-    fn counted(&self, delivery: Delivery) -> Delivery {
-        if let Delivery::Events(events) = &delivery {
-            let count = events.len() as u64;
-            self.subscriber.delivered.fetch_add(count, Ordering::Relaxed);
-            self.hub.totals.delivered.fetch_add(count, Ordering::Relaxed);
+    /// Events are handed over: this many of those that were pending, and others that were just read.
+    fn count(&self, pending: u64, read: u64) {
+        if pending + read > 0 {
+            self.subscriber.delivered.fetch_add(pending + read, Ordering::Relaxed);
+            self.hub.totals.delivered.fetch_add(pending + read, Ordering::Relaxed);
+            self.hub.ledger.deliver(pending, read);
         }
-        delivery
     }
 
     async fn finish_reading(&mut self) -> Delivery {
@@ -143,7 +144,19 @@ impl Subscription {
                     return Delivery::Events(Vec::new());
                 }
                 self.far_behind = !chunk.at_end;
-                self.subscriber.state().phase = Phase::CatchingUp(chunk.next);
+                let mut state = self.subscriber.state();
+                state.phase = Phase::CatchingUp(chunk.next);
+                match &chunk.delivery {
+                    Delivery::Events(events) => {
+                        let read = events.len() as u64;
+                        let again = state.owed.min(read);
+                        state.owed -= again;
+                        self.count(again, read - again);
+                    }
+                    Delivery::Gap { .. } => state.has_missed = true,
+                    Delivery::Failed(_) => {}
+                }
+                drop(state);
                 chunk.delivery
             }
             Err(error) => {

@@ -123,9 +123,9 @@ impl Reporter {
                 "{lost} entries are lost since the journal was repaired, before {sink} had them; it goes on behind them"
             );
         }
-        let delivered = self.part.book(|account| {
-            account.as_mut().map_or(0, |account| account.passed(progress.records, rejected))
-        });
+        let delivered = self
+            .part
+            .book(|account| account.as_mut().map_or(0, |account| account.passed(progress.records, rejected)));
         self.delivered.increment(delivered);
         if progress.entries > 0 {
             self.working(now);

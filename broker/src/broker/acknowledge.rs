@@ -1,6 +1,7 @@
 //! What subscribers answer: PUBACK, PUBREC, PUBCOMP, and what becomes of the delivery.
 
-use super::{Broker, Release};
+use super::ledger::End;
+use super::{Broker, DropReason, Release};
 use crate::broker::Now;
 use crate::mqtt::{Ack, ReasonCode, Version, encode};
 use crate::record::{Append, Entry, Offset, Qos};
@@ -13,7 +14,7 @@ impl Broker {
         let Some((session_key, _)) = self.delivery(key, ack.packet_id, Qos::AtLeastOnce, now, log) else {
             return;
         };
-        self.finish(session_key, ack.packet_id);
+        self.finish(session_key, ack.packet_id, End::of(ack.reason));
         self.progressed(key);
     }
 
@@ -27,7 +28,7 @@ impl Broker {
         let (kept, number) = (session.is_kept(), session.number);
         if version.is_v5() && ack.reason.as_u8() >= 0x80 {
             // The client will not take it: the delivery is over [MQTT-4.3.3-4].
-            self.complete(key, ack.packet_id, log);
+            self.complete(key, ack.packet_id, End::of(ack.reason), log);
             return;
         }
         let Some(delivery) = session.window.find(ack.packet_id) else { return };
@@ -68,7 +69,7 @@ impl Broker {
         let stage =
             session.and_then(|session| session.window.find(ack.packet_id)).map(|delivery| delivery.stage);
         match stage {
-            Some(Stage::Released) => self.complete(key, ack.packet_id, log),
+            Some(Stage::Released) => self.complete(key, ack.packet_id, End::Acknowledged, log),
             Some(Stage::Announced | Stage::Sent | Stage::Received) => {
                 // It answers a PUBREL that was not sent.
                 self.stats.protocol_errors_total += 1;
@@ -78,7 +79,7 @@ impl Broker {
         }
     }
 
-    fn complete(&mut self, key: Key, packet_id: u16, log: &mut dyn Append) {
+    fn complete(&mut self, key: Key, packet_id: u16, end: End, log: &mut dyn Append) {
         let Some(session_key) = self.connections.get(key).and_then(|connection| connection.session) else {
             return;
         };
@@ -88,7 +89,7 @@ impl Broker {
             .window
             .find(packet_id)
             .is_some_and(|delivery| !matches!(delivery.source, Source::Retained(_)));
-        self.finish(session_key, packet_id);
+        self.finish(session_key, packet_id, end);
         if kept && journaled {
             // Lost with a crash, it costs a PUBREL that the client answers again.
             let completed = Control::Completed { session: number, packet_id }.encode();
@@ -98,11 +99,25 @@ impl Broker {
     }
 
     /// Ends a delivery.
-    pub(super) fn finish(&mut self, session_key: Key, packet_id: u16) {
-        let Some(session) = self.sessions.get_mut(session_key) else { return };
-        if let Some(Source::Shared(offset)) = session.window.finish(packet_id) {
+    pub(super) fn finish(&mut self, session_key: Key, packet_id: u16, end: End) {
+        match self.close_delivery(session_key, packet_id) {
+            Some(Source::Journal(_) | Source::Shared(_)) => {
+                if end == End::Dropped(DropReason::Refused) {
+                    self.dropped(DropReason::Refused, 1);
+                }
+                self.book_end(end);
+            }
+            Some(Source::Retained(_)) | None => {}
+        }
+    }
+
+    /// Ends a delivery without booking it; returns where its content was.
+    pub(super) fn close_delivery(&mut self, session_key: Key, packet_id: u16) -> Option<Source> {
+        let source = self.sessions.get_mut(session_key)?.window.finish(packet_id)?;
+        if let Source::Shared(offset) = source {
             self.settle(session_key, offset, packet_id);
         }
+        Some(source)
     }
 
     /// The session of a connection, if `packet_id` is in flight there at `qos`. An acknowledgement of the wrong

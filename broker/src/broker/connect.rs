@@ -524,6 +524,7 @@ impl Broker {
     pub(super) fn end_session(&mut self, key: Key, log: &mut dyn Append) {
         let Some(mut session) = self.sessions.remove(key) else { return };
         self.drop_filters(key, &mut session);
+        self.book_session_ended(&session);
         self.by_client.remove(&session.client);
         self.by_number.remove(&session.number);
         // The journal may know it even if it is not kept now: because of a Will, or of its earlier life.

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::aliases::Alias;
+use super::ledger::{End, Fate};
 use super::outbox::Outbox;
 use super::{Broker, Connection, DropReason, Limit, ReadFor, Release, SHARED_BYTES_MIN};
 use crate::broker::Now;
@@ -20,10 +21,6 @@ use crate::session::window::{Source, Stage};
 use crate::session::{Flow, RetainedDelivery, Session};
 use crate::slots::Key;
 
-/// So many filters of a session that is behind are compared with a topic in less time than everything that the topic
-/// matches is looked up.
-const FEW_FILTERS: usize = 4;
-
 /// Up to this many deliveries in flight, one that is acknowledged is at once followed by another.
 const SMALL_WINDOW: usize = 8;
 
@@ -31,7 +28,7 @@ const SMALL_WINDOW: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Delivered {
     /// Sent, or rightly not sent.
-    Done,
+    Done(Fate),
     /// The client has enough on its hands: the same record must come again.
     Behind,
 }
@@ -87,6 +84,7 @@ impl Broker {
             }
             if session.connection.is_none() {
                 self.dropped(DropReason::Away, 1);
+                self.book_new(Fate::Dropped(DropReason::Away));
                 continue;
             }
             if session.flow == Flow::Live && durable_end >= session.live_since {
@@ -98,10 +96,13 @@ impl Broker {
                 continue;
             }
             let memo = (matches.len() > 1).then_some(&mut memo);
-            if self.send_once(found, load, memo, now) == Delivered::Behind {
-                everyone = false;
-                if let Some(session) = self.sessions.get_mut(found.session) {
-                    session.fall_behind(durable_end, place.offset);
+            match self.send_once(found, load, memo, now) {
+                Delivered::Done(fate) => self.book_new(fate),
+                Delivered::Behind => {
+                    everyone = false;
+                    if let Some(session) = self.sessions.get_mut(found.session) {
+                        session.fall_behind(durable_end, place.offset);
+                    }
                 }
             }
         }
@@ -128,12 +129,21 @@ impl Broker {
                 if session.flow != Flow::Live {
                     // One that is behind will look for it there.
                     session.ahead.note(delivery.place.offset);
-                } else if is_due(session, found, &record, delivery.place.offset)
-                    && self.deliver(found, load, many.then_some(&mut memo), now, log) == Delivered::Behind
-                    && let Some(session) = self.sessions.get_mut(found.session)
-                {
-                    session.fall_behind(delivery.place.offset, log.end());
-                    session.ahead.note(delivery.place.offset);
+                    self.stats.book_backlog(session, found, &record, delivery.place.offset);
+                    continue;
+                }
+                if !is_due(session, found, &record, delivery.place.offset) {
+                    continue;
+                }
+                match self.deliver(found, load, many.then_some(&mut memo), now, log) {
+                    Delivered::Done(fate) => self.book_new(fate),
+                    Delivered::Behind => {
+                        if let Some(session) = self.sessions.get_mut(found.session) {
+                            session.fall_behind(delivery.place.offset, log.end());
+                            session.ahead.note(delivery.place.offset);
+                        }
+                        self.let_wait(found.session);
+                    }
                 }
             }
             if let Some(groups) = &delivery.shared {
@@ -242,6 +252,7 @@ impl Broker {
                 Flow::CatchingUp(next) if next >= durable_end => {
                     session.flow = Flow::Live;
                     session.live_since = log.end();
+                    self.book_caught_up(key);
                     None
                 }
                 Flow::CatchingUp(_) if !has_room => None,
@@ -321,77 +332,11 @@ impl Broker {
                 }
                 Some(_) | None => {
                     tracing::warn!(%offset, "a record was trimmed before it could be delivered again");
-                    self.finish(key, packet_id);
+                    self.finish(key, packet_id, End::Dropped(DropReason::Trimmed));
                     self.dropped(DropReason::Trimmed, 1);
                 }
             }
         }
-    }
-
-    fn catch_up(&mut self, key: Key, batch: &Batch, now: Now, log: &mut dyn Append) {
-        let durable_end = self.durable_end;
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let Flow::CatchingUp(mut next) = session.flow else { return };
-        if batch.base() > next {
-            let trimmed = batch.base().since(next);
-            tracing::warn!(client = %session.client, trimmed, "a session was too far behind: records were trimmed before it read them");
-            self.stats.publishes_dropped.add(DropReason::Trimmed, trimmed);
-            next = batch.base();
-        }
-        if batch.is_gap() {
-            let lost = batch.starting_at(next).lost();
-            if lost > 0 {
-                tracing::warn!(client = %session.client, lost, "a session passes entries that are lost since the journal was repaired");
-                self.stats.publishes_dropped.add(DropReason::Trimmed, lost);
-            }
-            next = next.max(batch.end());
-        }
-        for (place, entry) in batch.entries_from(next) {
-            if place.offset >= durable_end {
-                break;
-            }
-            if let Entry::Record(record) = entry
-                && let Some(found) = self.match_in_backlog(key, &record, place.offset)
-            {
-                let load = Load { record: &record, batch: Some(batch), offset: place.offset, group: None };
-                if self.deliver(&found, load, None, now, log) == Delivered::Behind {
-                    break;
-                }
-            }
-            next = place.offset.plus(1);
-        }
-        if let Some(session) = self.sessions.get_mut(key) {
-            session.flow = Flow::CatchingUp(next);
-        }
-    }
-
-    /// How a record in a session's backlog matches, if it is to be delivered.
-    fn match_in_backlog(&mut self, key: Key, record: &Record<'_>, offset: Offset) -> Option<Match> {
-        let filters = &self.sessions.get(key)?.filters;
-        if filters.len() <= FEW_FILTERS && !filters.keys().any(|filter| filter.matches(record.topic)) {
-            return None;
-        }
-        let matches = self.matches(record.topic);
-        let index = matches.binary_search_by_key(&key, |found| found.session).ok()?;
-        let mut found = matches[index].clone();
-        let session = self.sessions.get(key)?;
-        if offset < found.since {
-            // Not all of its filters are older than the record.
-            found = Match::among(key, session.filters.iter(), record.topic, offset)?;
-        }
-        let own = found.no_local && *session.client == *record.client;
-        // What came while it was away is not kept for it at QoS 0.
-        let away = found.qos.min(record.qos) == Qos::AtMostOnce && offset < session.online_from;
-        let arrived = record.qos == Qos::AtMostOnce
-            && session.arrivals_missed_from.is_none_or(|missed_from| offset < missed_from);
-        let again = !session.announced.is_empty() && session.announced.contains(&offset);
-        // At QoS 0 it was delivered to the connection before, or counted when it arrived and nobody was there.
-        let is_counted =
-            record.qos == Qos::AtMostOnce && (offset < session.arrivals_end || offset >= session.left_end);
-        if away && !own && !again && !is_counted {
-            self.dropped(DropReason::Away, 1);
-        }
-        (!own && !away && !arrived && !again).then_some(found)
     }
 
     /// Delivers a durable record to a connected session.
@@ -408,7 +353,7 @@ impl Broker {
             return self.send_once(found, load, memo, now);
         }
         let limit = self.limits.outgoing_bytes;
-        let Some(session) = self.sessions.get_mut(found.session) else { return Delivered::Done };
+        let Some(session) = self.sessions.get_mut(found.session) else { return Delivered::Behind };
         let Some(connection) = session.connection.and_then(|key| self.connections.get(key)) else {
             return Delivered::Behind;
         };
@@ -423,12 +368,10 @@ impl Broker {
         let retain = load.record.retain && found.retain_as_published;
         let wrap = Wrap { dup: false, qos, retain, packet_id: u16::MAX, identifiers: &found.identifiers };
         let Some(expiry) = expiry_left(load.record, now.wall) else {
-            self.dropped(DropReason::Expired, 1);
-            return Delivered::Done;
+            return self.leave_out(DropReason::Expired);
         };
         if !fits(connection, load.record, &wrap, expiry) {
-            self.dropped(DropReason::TooLarge, 1);
-            return Delivered::Done;
+            return self.leave_out(DropReason::TooLarge);
         }
         let source = match load.group {
             None => Source::Journal(load.offset),
@@ -445,14 +388,20 @@ impl Broker {
         if let Some(group) = load.group {
             self.note_in_flight(group, load.offset, found.session, packet_id);
         }
-        Delivered::Done
+        Delivered::Done(Fate::Begun)
+    }
+
+    /// A record is not sent to a session, for a reason that lies in the two of them.
+    fn leave_out(&mut self, reason: DropReason) -> Delivered {
+        self.dropped(reason, 1);
+        Delivered::Done(Fate::Dropped(reason))
     }
 
     /// Begins a QoS 2 delivery to a kept session: the journal learns its Packet Identifier first, so that after a
     /// crash the client does not take one publish for another.
     fn announce(&mut self, key: Key, source: Source, group: Option<Key>, log: &mut dyn Append) -> Delivered {
         let share = group.and_then(|group| self.share(group));
-        let Some(session) = self.sessions.get_mut(key) else { return Delivered::Done };
+        let Some(session) = self.sessions.get_mut(key) else { return Delivered::Behind };
         let Some(connection) = session.connection else { return Delivered::Behind };
         let packet_id = session.window.begin(source.clone(), Qos::ExactlyOnce, Stage::Announced);
         let number = session.number;
@@ -481,7 +430,7 @@ impl Broker {
             (Source::Retained(_), _) => {}
         }
         self.gate(log.end(), connection, Release::Announced(packet_id));
-        Delivered::Done
+        Delivered::Done(Fate::Begun)
     }
 
     /// The journal knows a delivery's Packet Identifier: it may be sent.
@@ -497,7 +446,7 @@ impl Broker {
 
     /// Sends a record at QoS 0.
     fn send_once(&mut self, found: &Match, load: Load<'_>, memo: Option<&mut Memo>, now: Now) -> Delivered {
-        let Some(session) = self.sessions.get(found.session) else { return Delivered::Done };
+        let Some(session) = self.sessions.get(found.session) else { return Delivered::Behind };
         let Some(key) = session.connection else { return Delivered::Behind };
         let Some(connection) = self.connections.get(key) else { return Delivered::Behind };
         if connection.outbox.len() > self.limits.outgoing_bytes {
@@ -508,15 +457,13 @@ impl Broker {
         let wrap =
             Wrap { dup: false, qos: Qos::AtMostOnce, retain, packet_id: 0, identifiers: &found.identifiers };
         let Some(expiry) = expiry_left(load.record, now.wall) else {
-            self.dropped(DropReason::Expired, 1);
-            return Delivered::Done;
+            return self.leave_out(DropReason::Expired);
         };
-        if fits(connection, load.record, &wrap, expiry) {
-            self.write_publish(key, load, &wrap, expiry, memo);
-        } else {
-            self.dropped(DropReason::TooLarge, 1);
+        if !fits(connection, load.record, &wrap, expiry) {
+            return self.leave_out(DropReason::TooLarge);
         }
-        Delivered::Done
+        self.write_publish(key, load, &wrap, expiry, memo);
+        Delivered::Done(Fate::Sent)
     }
 
     /// Sends a delivery in flight with the Packet Identifier it has.
@@ -529,8 +476,8 @@ impl Broker {
             .is_some_and(|connection| connection.may_receive(&self.rules, load.record.topic));
         if !permitted {
             // It was begun under other rules, or for another user of the same Client Identifier.
-            self.finish(key, packet_id);
-            self.stats.publishes_dropped.add(DropReason::Denied, 1);
+            self.finish(key, packet_id, End::Dropped(DropReason::Denied));
+            self.dropped(DropReason::Denied, 1);
             return;
         }
         let Some(delivery) = session.window.find(packet_id) else { return };
@@ -567,19 +514,20 @@ impl Broker {
         log: &mut dyn Append,
     ) -> Delivered {
         let record = delivery.retained.record();
-        let Some(session) = self.sessions.get_mut(key) else { return Delivered::Done };
-        let Some(connection_key) = session.connection else { return Delivered::Done };
-        let Some(connection) = self.connections.get(connection_key) else { return Delivered::Done };
+        let Some(session) = self.sessions.get_mut(key) else { return Delivered::Behind };
+        let Some(connection_key) = session.connection else { return Delivered::Behind };
+        let Some(connection) = self.connections.get(connection_key) else { return Delivered::Behind };
         // The rules may have changed since it subscribed.
         if !connection.may_receive(&self.rules, record.topic) {
-            return Delivered::Done;
+            return Delivered::Done(Fate::Dropped(DropReason::Denied));
         }
         let identifiers = delivery.identifier.as_slice();
         let wrap = Wrap { dup: false, qos: delivery.qos, retain: true, packet_id: u16::MAX, identifiers };
-        let Some(expiry) = expiry_left(&record, now.wall) else { return Delivered::Done };
+        let Some(expiry) = expiry_left(&record, now.wall) else {
+            return Delivered::Done(Fate::Dropped(DropReason::Expired));
+        };
         if !fits(connection, &record, &wrap, expiry) {
-            self.dropped(DropReason::TooLarge, 1);
-            return Delivered::Done;
+            return self.leave_out(DropReason::TooLarge);
         }
         let source = Source::Retained(Arc::clone(&delivery.retained));
         let packet_id = match delivery.qos {
@@ -591,7 +539,7 @@ impl Broker {
         let load = Load { record: &record, batch: None, offset: Offset(0), group: None };
         self.stats.publishes_stored_total += 1;
         self.write_publish(connection_key, load, &Wrap { packet_id, ..wrap }, expiry, None);
-        Delivered::Done
+        Delivered::Done(Fate::Sent)
     }
 
     /// Sends a value below `$SYS`, unless the client has enough to read: a newer one follows.

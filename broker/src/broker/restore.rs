@@ -330,7 +330,7 @@ impl Broker {
                 session.window.restore(packet_id, Source::Shared(offset), Stage::Sent);
                 self.restore_shared(key, &share, packet_id, offset);
             }
-            Control::Completed { packet_id, .. } => self.finish(key, packet_id),
+            Control::Completed { packet_id, .. } => _ = self.close_delivery(key, packet_id),
             Control::Progress { position, .. } => {
                 session.flow = Flow::CatchingUp(position);
                 session.position_saved = position;
@@ -397,6 +397,7 @@ impl Broker {
     /// now on.
     pub fn restored(&mut self, durable_end: Offset, now: Now, log: &mut dyn Append) {
         self.durable_end = durable_end;
+        self.open_books();
         for key in self.sessions.keys() {
             let Some(session) = self.sessions.get_mut(key) else { continue };
             if session.will.is_some() {

@@ -15,6 +15,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::deliver::{Delivered, Load};
+use super::ledger::{End, Fate};
 use super::{Broker, DropReason, ReadFor, Stage};
 use crate::broker::Now;
 use crate::plant::{self, Bug};
@@ -72,6 +73,10 @@ pub(super) struct Group {
     wants_read: bool,
     /// Up to here it is known that there may be records for it where it stands.
     near_until: Offset,
+    /// Whether entries were trimmed that it had not read.
+    pub(super) has_missed: bool,
+    /// Records that are due to it and that it has not read yet, as far as they are counted; without `returned`.
+    pub(super) waiting: u64,
 }
 
 impl Group {
@@ -84,6 +89,11 @@ impl Group {
         let in_flight = self.in_flight.first_key_value().map(|(offset, _)| *offset);
         let lowest = in_flight.into_iter().chain(self.returned.first().copied()).min();
         lowest.map_or(served, |lowest| lowest.min(served))
+    }
+
+    /// Records that wait for a member.
+    pub(super) fn waiting_copies(&self) -> u64 {
+        self.waiting + self.returned.len() as u64
     }
 
     fn has_work(&self) -> bool {
@@ -147,6 +157,8 @@ impl Broker {
             progressed: false,
             wants_read: false,
             near_until: Offset(0),
+            has_missed: false,
+            waiting: 0,
         });
         self.by_share.insert(share.clone(), key);
         self.shared_router.subscribe(&filter, key, *options);
@@ -197,6 +209,7 @@ impl Broker {
             return;
         }
         let Group { in_flight, returned, .. } = group;
+        let returned_before = returned.len();
         in_flight.retain(|offset, (holder, packet_id)| {
             let Some(session) = sessions.get_mut(*holder) else { return false };
             let absent = session.connection.is_none();
@@ -209,6 +222,8 @@ impl Broker {
             returned.insert(*offset);
             false
         });
+        let came_back = (returned.len() - returned_before) as u64;
+        self.book_returned(came_back);
         self.want_group(key);
     }
 
@@ -231,7 +246,7 @@ impl Broker {
                 false
             });
         }
-        self.remove_member(key, session_key);
+        self.remove_member(key, session_key, DropReason::Unsubscribed);
     }
 
     /// A session has ended: what it had begun at QoS 1 goes to others, at QoS 2 it is dropped [MQTT-4.8.2-5].
@@ -239,6 +254,8 @@ impl Broker {
         for key in std::mem::take(&mut session.shared) {
             let Some(group) = self.groups.get_mut(key) else { continue };
             let Group { in_flight, returned, announced, .. } = group;
+            let returned_before = returned.len();
+            let mut dropped = 0;
             in_flight.retain(|offset, (holder, packet_id)| {
                 if *holder != session_key {
                     return true;
@@ -249,17 +266,23 @@ impl Broker {
                         announced.remove(offset);
                         returned.insert(*offset);
                     }
-                    Some(_) => self.stats.publishes_dropped.add(DropReason::SessionEnded, 1),
+                    Some(_) => dropped += 1,
                     None => {}
                 }
                 false
             });
-            self.remove_member(key, session_key);
+            let came_back = (returned.len() - returned_before) as u64;
+            self.book_returned(came_back);
+            self.dropped(DropReason::SessionEnded, dropped);
+            for _ in 0..dropped {
+                self.book_end(End::Dropped(DropReason::SessionEnded));
+            }
+            self.remove_member(key, session_key, DropReason::SessionEnded);
         }
     }
 
-    /// Takes a session off a group; a group that nobody is in is no more.
-    fn remove_member(&mut self, key: Key, session_key: Key) {
+    /// Takes a session off a group; a group that nobody is in is no more, and what waits for it is dropped.
+    fn remove_member(&mut self, key: Key, session_key: Key, reason: DropReason) {
         let Some(group) = self.groups.get_mut(key) else { return };
         if let Some(index) = group.members.iter().position(|member| member.session == session_key) {
             group.members.remove(index);
@@ -273,6 +296,7 @@ impl Broker {
         if let Some(group) = self.groups.remove(key) {
             self.by_share.remove(&group.share);
             self.shared_router.unsubscribe(&group.filter, key);
+            self.book_lost(group.waiting_copies(), reason);
         }
     }
 
@@ -287,25 +311,32 @@ impl Broker {
         for found in matches {
             let key = found.session;
             let live = self.groups.get(key).is_some_and(|group| group.flow == Flow::Live);
-            if live
-                && self.dispatch(key, load, now, log) == Delivered::Behind
-                && let Some(group) = self.groups.get_mut(key)
-            {
-                group.flow = Flow::CatchingUp(load.offset);
+            if !live {
+                self.let_wait_for_group(key);
+                continue;
+            }
+            match self.dispatch(key, load, now, log) {
+                Delivered::Done(fate) => self.book_new(fate),
+                Delivered::Behind => {
+                    if let Some(group) = self.groups.get_mut(key) {
+                        group.flow = Flow::CatchingUp(load.offset);
+                    }
+                    self.let_wait_for_group(key);
+                }
             }
         }
     }
 
     /// Gives a record to the member whose turn it is among those that can take it.
     fn dispatch(&mut self, key: Key, load: Load<'_>, now: Now, log: &mut dyn Append) -> Delivered {
-        let Some(group) = self.groups.get(key) else { return Delivered::Done };
+        let Some(group) = self.groups.get(key) else { return Delivered::Behind };
         let (count, turn) = (group.members.len(), group.turn);
         let load = Load { group: Some(key), ..load };
         let (mut permitted, mut denied) = (false, false);
         for step in 0..count {
             let at = (turn + step) % count;
             let Some(member) = self.groups.get(key).and_then(|group| group.members.get(at).copied()) else {
-                return Delivered::Done;
+                return Delivered::Behind;
             };
             match self.can_take(member.session, load.record.topic) {
                 CanTake::Yes => permitted = true,
@@ -322,16 +353,21 @@ impl Broker {
                 }
             }
             let found = Match::of(member.session, &member.options);
-            if self.deliver(&found, load, None, now, log) == Delivered::Behind {
+            let delivered = self.deliver(&found, load, None, now, log);
+            if delivered == Delivered::Behind {
                 continue;
             }
             if let Some(group) = self.groups.get_mut(key) {
                 group.turn = (at + 1) % count;
             }
-            return Delivered::Done;
+            return delivered;
+        }
+        if permitted || !denied {
+            return Delivered::Behind;
         }
         // What none of those who are here may receive is left out, so that it does not hold up the rest.
-        if denied && !permitted { Delivered::Done } else { Delivered::Behind }
+        self.dropped(DropReason::Denied, 1);
+        Delivered::Done(Fate::Dropped(DropReason::Denied))
     }
 
     /// Whether a session's client can take one more record now, from `topic`.
@@ -451,6 +487,7 @@ impl Broker {
             Flow::Live => None,
             Flow::CatchingUp(next) if next >= durable_end => {
                 group.flow = Flow::Live;
+                self.book_group_caught_up(key);
                 None
             }
             Flow::CatchingUp(next) => Some(next),
@@ -495,19 +532,23 @@ impl Broker {
         let trimmed = std::mem::replace(&mut group.returned, kept).len();
         if trimmed > 0 {
             tracing::warn!(share = %group.share, trimmed, "records of a shared subscription were trimmed before another member took them");
-            self.stats.publishes_dropped.add(DropReason::Trimmed, trimmed as u64);
         }
         let due: Vec<Offset> = group.returned.range(..batch.end()).copied().collect();
+        self.book_lost(trimmed as u64, DropReason::Trimmed);
         let mut entries = batch.entries();
         for offset in due {
-            if let Some((place, Entry::Record(record))) = entries.find(|(place, _)| place.offset >= offset)
-                && place.offset == offset
-            {
-                let load = Load { record: &record, batch: Some(batch), offset, group: None };
-                if self.dispatch(key, load, now, log) == Delivered::Behind {
-                    return;
+            let found = entries.find(|(place, _)| place.offset >= offset);
+            let fate = match found {
+                Some((place, Entry::Record(record))) if place.offset == offset => {
+                    let load = Load { record: &record, batch: Some(batch), offset, group: None };
+                    match self.dispatch(key, load, now, log) {
+                        Delivered::Done(fate) => fate,
+                        Delivered::Behind => return,
+                    }
                 }
-            }
+                Some(_) | None => Fate::Dropped(DropReason::Trimmed),
+            };
+            self.book_given(fate);
             if let Some(group) = self.groups.get_mut(key) {
                 group.returned.remove(&offset);
             }
@@ -521,7 +562,9 @@ impl Broker {
         if batch.base() > next {
             let trimmed = batch.base().since(next);
             tracing::warn!(share = %group.share, trimmed, "a shared subscription was too far behind: records were trimmed before it read them");
-            self.dropped(DropReason::Trimmed, trimmed);
+            if let Some(group) = self.groups.get_mut(key) {
+                group.has_missed = true;
+            }
             next = batch.base();
         }
         if batch.is_gap() {
@@ -536,8 +579,9 @@ impl Broker {
                 && self.is_due_to_group(key, &record, place.offset)
             {
                 let load = Load { record: &record, batch: Some(batch), offset: place.offset, group: None };
-                if self.dispatch(key, load, now, log) == Delivered::Behind {
-                    break;
+                match self.dispatch(key, load, now, log) {
+                    Delivered::Done(fate) => self.book_read_by_group(key, place.offset, fate),
+                    Delivered::Behind => break,
                 }
             }
             next = place.offset.plus(1);

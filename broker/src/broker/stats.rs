@@ -1,11 +1,11 @@
 //! What the broker counts.
 //!
-//! For each subscriber: publishes accepted for it = publishes sent to it (without those sent again or from
-//! the retained store) + those dropped, by [`DropReason`] + those that wait for it in the journal. Those leave the sum with the session when it ends.
+//! What became of every copy for a subscriber stands in [`Balance`].
 
 use std::fmt;
 use std::marker::PhantomData;
 
+use super::ledger::Balance;
 use super::limits::LimitCounts;
 use crate::record::Refused;
 
@@ -65,18 +65,30 @@ pub enum DropReason {
     TooLarge,
     /// The journal trimmed it before the session had read it, or before it could be sent again.
     Trimmed,
-    /// At QoS 0, and the client of a kept session was away.
+    /// At QoS 0, and the client of a kept session was away, or all members of a group were.
     Away,
     /// The subscriber may not read the topic.
     Denied,
-    /// It had been sent at QoS 2 to a member of a shared subscription whose session ended before it was complete.
+    /// It waited for a session that ended, or had been sent to it and was not acknowledged.
     SessionEnded,
+    /// The session unsubscribed, or lost the right to read the topic, before it had read it.
+    Unsubscribed,
+    /// The client has answered that it does not take it.
+    Refused,
 }
 
 impl DropReason {
     /// Every reason.
-    pub const ALL: [Self; 6] =
-        [Self::Expired, Self::TooLarge, Self::Trimmed, Self::Away, Self::Denied, Self::SessionEnded];
+    pub const ALL: [Self; 8] = [
+        Self::Expired,
+        Self::TooLarge,
+        Self::Trimmed,
+        Self::Away,
+        Self::Denied,
+        Self::SessionEnded,
+        Self::Unsubscribed,
+        Self::Refused,
+    ];
 
     /// Its name in the metrics.
     pub const fn name(self) -> &'static str {
@@ -87,6 +99,8 @@ impl DropReason {
             Self::Away => "away",
             Self::Denied => "denied",
             Self::SessionEnded => "session_ended",
+            Self::Unsubscribed => "unsubscribed",
+            Self::Refused => "refused",
         }
     }
 }
@@ -202,6 +216,7 @@ pub struct Stats {
     pub publishes_stored_total: u64,
     pub publishes_refused: Counts<RefusalReason, { RefusalReason::ALL.len() }>,
     pub publishes_dropped: Counts<DropReason, { DropReason::ALL.len() }>,
+    pub balance: Balance,
     pub protocol_errors_total: u64,
     /// Resident memory of the process.
     pub memory_bytes: u64,

@@ -164,6 +164,10 @@ pub struct Session {
     pub wants_read: bool,
     /// Whether its last client could not receive everything it subscribed to.
     pub restricted: bool,
+    /// Whether entries were trimmed that it had not read.
+    pub has_missed: bool,
+    /// Records that are due to it and that it has not read yet, as far as they are counted.
+    pub waiting: u64,
 }
 
 impl Session {
@@ -200,6 +204,8 @@ impl Session {
             progressed: false,
             wants_read: false,
             restricted: false,
+            has_missed: false,
+            waiting: 0,
         }
     }
 

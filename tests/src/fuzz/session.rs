@@ -162,6 +162,7 @@ impl World {
             30 => self.take_checkpoint(),
             _ => self.crash(input.yes()),
         }
+        self.broker.audit().unwrap_or_else(|wrong| panic!("the books are wrong: {wrong}"));
         self.check_bounds();
     }
 

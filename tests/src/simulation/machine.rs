@@ -167,6 +167,7 @@ impl Machine {
             self.take_checkpoint();
         }
         self.save_checkpoint();
+        self.broker.audit().unwrap_or_else(|wrong| panic!("the books are wrong: {wrong}"));
     }
 
     /// Takes the bytes that wait for one connection, at most `limit` of them; says whether it is to be closed.

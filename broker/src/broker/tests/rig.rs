@@ -114,6 +114,7 @@ impl Rig {
             self.broker.replay(batch).unwrap();
         }
         self.broker.restored(self.log.durable_end(), self.now, &mut self.log);
+        self.audit();
     }
 
     /// Where the next entry goes.
@@ -131,10 +132,16 @@ impl Rig {
                 self.broker.durable(&batch, self.now, &mut self.log);
             }
             self.serve_reads();
+            self.audit();
             if self.log.filling.count() == 0 {
                 return;
             }
         }
+    }
+
+    /// What became of every copy is known at any time.
+    fn audit(&self) {
+        self.broker.audit().unwrap_or_else(|wrong| panic!("{wrong}"));
     }
 
     fn serve_reads(&mut self) {
@@ -164,6 +171,7 @@ impl Rig {
         self.now.monotonic += Duration::from_secs(seconds);
         self.now.wall.0 += seconds * 1_000;
         self.broker.handle_timeout(self.now, &mut self.log);
+        self.audit();
     }
 
     pub(super) fn open(&mut self, version: Version) -> Client {
