@@ -8,6 +8,7 @@ mod agent;
 mod appliance;
 mod bad_input;
 mod conformance;
+mod conservation;
 mod descriptors;
 mod fuzz;
 mod fuzz_corpus;

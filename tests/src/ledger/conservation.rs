@@ -1,40 +1,9 @@
 //! Conservation: what came in is delivered, dropped for a named reason, or pending, by the program's own figures.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::support::http;
+use crate::support::metrics::Metrics;
 use crate::support::tidegate::Tidegate;
-
-/// The samples of `/metrics` by name and labels, as they are written there.
-#[derive(Debug)]
-pub(super) struct Metrics(BTreeMap<String, f64>);
-
-impl Metrics {
-    /// What a running program says now.
-    pub(super) async fn of(tidegate: &Tidegate) -> Self {
-        Self::parse(http::get(tidegate.http, "/metrics").await.text())
-    }
-
-    fn parse(text: &str) -> Self {
-        let samples = text.lines().filter(|line| !line.starts_with('#'));
-        let samples = samples.filter_map(|line| line.rsplit_once(' '));
-        Self(samples.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect())
-    }
-
-    /// One sample; 0 if nothing was counted yet.
-    fn one(&self, name: &str) -> f64 {
-        self.0.get(name).copied().unwrap_or_default()
-    }
-
-    /// All samples of a family that have this label.
-    fn sum(&self, family: &str, label: &str) -> f64 {
-        let of_family = self.0.iter().filter(|(name, _)| {
-            name.strip_prefix(family).is_some_and(|rest| rest.starts_with('{') && rest.contains(label))
-        });
-        of_family.map(|(_, value)| value).sum()
-    }
-}
 
 /// What is published is a moment old; a balance that is not reached in this time never is.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -51,8 +20,17 @@ pub(super) async fn balances(tidegate: &Tidegate, is_whole: bool) {
 /// Whether for each output in = delivered + dropped + pending, with nothing pending. `is_whole` says that the process has run
 /// from the beginning, so that its counts are those of everything.
 fn conservation(metrics: &Metrics, is_whole: bool) -> Result<(), String> {
-    let end = metrics.one("tidegate_journal_durable_end_offset");
-    let accepted = metrics.one("tidegate_publishes_accepted_total");
+    for output in metrics.outputs() {
+        if !output.is_balanced() {
+            return Err(format!("in is not delivered + dropped + pending: {output:?}"));
+        }
+        let is_sink = ["kafka", "postgres"].contains(&output.name.as_str());
+        if is_sink && output.pending > 0 {
+            return Err(format!("something is pending: {output:?}"));
+        }
+    }
+    let end = metrics.one("tidegate_journal_durable_end_offset") as f64;
+    let accepted = metrics.one("tidegate_publishes_accepted_total") as f64;
     for sink in ["kafka", "postgres"] {
         let (of_sink, of_cursor) = (format!("sink=\"{sink}\""), format!("cursor=\"{sink}\""));
         let cursor = metrics.sum("tidegate_journal_cursor_offset", &of_cursor);

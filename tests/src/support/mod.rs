@@ -8,6 +8,7 @@
 pub(crate) mod device;
 pub(crate) mod http;
 pub(crate) mod kafka;
+pub(crate) mod metrics;
 pub(crate) mod mosquitto;
 pub(crate) mod mqtt;
 pub(crate) mod postgres;
