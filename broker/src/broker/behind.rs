@@ -57,6 +57,7 @@ impl Broker {
             let trimmed = batch.base().since(next);
             tracing::warn!(client = %session.client, trimmed, "a session was too far behind: records were trimmed before it read them");
             session.has_missed = true;
+            self.stats.publishes_dropped.add(DropReason::Trimmed, trimmed);
             next = batch.base();
         }
         if batch.is_gap() {

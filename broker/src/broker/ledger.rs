@@ -172,7 +172,10 @@ impl Broker {
         if count == 0 {
             return;
         }
-        self.dropped(reason, count);
+        if reason != DropReason::Trimmed {
+            // Entries that were trimmed are told where the gap is found, all of them.
+            self.dropped(reason, count);
+        }
         let balance = &mut self.stats.balance;
         balance.waiting = balance.waiting.saturating_sub(count);
         balance.dropped.add(reason, count);

@@ -534,6 +534,7 @@ impl Broker {
             tracing::warn!(share = %group.share, trimmed, "records of a shared subscription were trimmed before another member took them");
         }
         let due: Vec<Offset> = group.returned.range(..batch.end()).copied().collect();
+        self.dropped(DropReason::Trimmed, trimmed as u64);
         self.book_lost(trimmed as u64, DropReason::Trimmed);
         let mut entries = batch.entries();
         for offset in due {
@@ -565,6 +566,7 @@ impl Broker {
             if let Some(group) = self.groups.get_mut(key) {
                 group.has_missed = true;
             }
+            self.dropped(DropReason::Trimmed, trimmed);
             next = batch.base();
         }
         if batch.is_gap() {
