@@ -6,6 +6,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use tidegate_broker::record::Timestamp;
+
 use crate::balance::{Account, Balance};
 
 /// How a part is.
@@ -102,4 +104,10 @@ impl Part {
             report.detail = detail;
         });
     }
+}
+
+/// Milliseconds since `then`.
+pub fn age_ms(then: Timestamp) -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX).saturating_sub(then.0)
 }

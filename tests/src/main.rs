@@ -22,6 +22,7 @@ mod makers;
 mod offline;
 mod postgres;
 mod real_input;
+mod retention;
 mod shared;
 mod simulation;
 mod storm;

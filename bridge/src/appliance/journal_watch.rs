@@ -1,10 +1,13 @@
-//! Tells in the log when the journal has failed or is full, and when that is over. `/health` tells it by itself.
+//! Tells in the log when the journal has failed or is full, when a reader is about to fill it, and when that is over.
+//! `/health` tells it by itself.
 
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tidegate_broker::journal::{Journal, Status};
+use tidegate_broker::journal::{CursorStatus, FullPolicy, Journal, Status};
+
+use crate::health::age_ms;
 
 /// How the journal is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +16,9 @@ enum State {
     Full,
     Failed,
 }
+
+/// A reader that holds so much of what the journal may take is told of, in percent.
+const HELD_PERCENT: u64 = 80;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -29,8 +35,11 @@ impl JournalWatch {
         let journal = journal.clone();
         let watch = move || {
             let mut told = State::Taking;
+            let mut held = false;
             loop {
-                told = tell(&journal.status(), told);
+                let status = journal.status();
+                told = tell(&status, told);
+                held = tell_held(&status, held);
                 match stopped.recv_timeout(LOOK_EVERY) {
                     Err(RecvTimeoutError::Timeout) => {}
                     Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
@@ -62,6 +71,36 @@ fn tell(status: &Status, told: State) -> State {
         }
     }
     state
+}
+
+/// Logs once which reader holds most of the journal, until none does any more. Returns whether one does.
+fn tell_held(status: &Status, told: bool) -> bool {
+    let Some(cursor) = holder(status) else { return false };
+    if !told {
+        tracing::warn!("{}", held(status, cursor));
+    }
+    true
+}
+
+/// The slowest reader, if it holds so much that it must be told.
+fn holder(status: &Status) -> Option<&CursorStatus> {
+    let slowest = status.cursors.iter().min_by_key(|cursor| cursor.position)?;
+    (slowest.lag_bytes >= status.max_bytes / 100 * HELD_PERCENT).then_some(slowest)
+}
+
+fn held(status: &Status, cursor: &CursorStatus) -> String {
+    let name = &cursor.name;
+    let age_s = cursor.behind_since.map_or(0, age_ms) / 1_000;
+    let then = match status.policy {
+        FullPolicy::Refuse => "publishers are held back",
+        FullPolicy::DropOldest => "what it has not read is dropped",
+    };
+    format!(
+        "{name} holds {} of the {} bytes that the journal may take, the oldest for {age_s} s: when it is full, {then}. \
+         Bring its destination back, raise TIDEGATE_JOURNAL_MAX_BYTES, or, if it is not wanted any more, let go of it with \
+         `tidegate journal cursors remove {name}` while tidegate does not run",
+        cursor.lag_bytes, status.max_bytes
+    )
 }
 
 /// How the journal is, and what to do about it.
@@ -107,12 +146,14 @@ mod tests {
             position: Offset(position),
             lag_bytes,
             skipped: 0,
+            behind_since: None,
         };
         Status {
             start: Offset(0),
             durable_end: Offset(10),
             bytes: 100,
             max_bytes: 100,
+            policy: FullPolicy::Refuse,
             segments: 1,
             full: false,
             no_space: None,
@@ -150,5 +191,19 @@ mod tests {
         let (state, detail) = judge(&status);
         assert_eq!(state, State::Full);
         assert!(detail.contains("the disk is full (no space for 00001.log"), "{detail}");
+    }
+
+    #[test]
+    fn a_reader_that_holds_four_fifths_is_told_of_once_until_it_has_caught_up() {
+        let mut status = status();
+        let message = held(&status, holder(&status).unwrap());
+        assert!(message.starts_with("postgres holds 80 of the 100 bytes"), "{message}");
+        assert!(message.contains("publishers are held back"), "{message}");
+        assert!(message.contains("tidegate journal cursors remove postgres"), "{message}");
+        assert!(tell_held(&status, false));
+        status.cursors[1].lag_bytes = 79;
+        assert!(!tell_held(&status, true));
+        status.policy = FullPolicy::DropOldest;
+        assert!(held(&status, &status.cursors[1]).contains("is dropped"));
     }
 }

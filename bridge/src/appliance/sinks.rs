@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tidegate_broker::journal::{Journal, StartAt};
+use tidegate_broker::server::SESSIONS_CURSOR;
 use tokio::sync::watch;
 
 use crate::config::Config;
@@ -96,17 +97,25 @@ impl Sinks {
         Ok(())
     }
 
+    /// Cursors that nothing moves hold the journal back for ever.
     fn warn_of_cursors_left(&self, journal: &Journal) {
-        let is_on = |name: &str| self.running.iter().any(|(part, _)| part.name() == name);
+        let is_moved =
+            |name: &str| name == SESSIONS_CURSOR || self.running.iter().any(|(part, _)| part.name() == name);
         for cursor in journal.status().cursors {
             let name = cursor.name.as_str();
-            if NAMES.contains(&name) && !is_on(name) {
-                tracing::warn!(
-                    "{name} is switched off but was on before: the journal keeps what it has not delivered ({} bytes) \
-                     until it is on again; `tidegate journal cursors remove {name}` lets go of it",
-                    cursor.lag_bytes
-                );
+            if is_moved(name) {
+                continue;
             }
+            let what = if NAMES.contains(&name) {
+                format!("{name} is switched off but was on before")
+            } else {
+                format!("nothing here moves the cursor {name}")
+            };
+            tracing::warn!(
+                "{what}: the journal keeps what it has not delivered ({} bytes) until it is on again; `tidegate journal \
+                 cursors remove {name}`, while tidegate does not run, lets go of it",
+                cursor.lag_bytes
+            );
         }
     }
 }

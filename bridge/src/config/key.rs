@@ -562,7 +562,9 @@ const FIRST: &[Key] = &[
         "journal.max_age",
         journal.max_age,
         Period { min: SECOND, max: Duration::from_secs(u32::MAX as u64) },
-        "Segments older than this are trimmed once every cursor has passed them; never keeps them up to max_bytes."
+        "Segments older than this are trimmed once every cursor has passed them; never keeps them up to max_bytes. With \
+         full = refuse a sink or session that has not read them keeps them, whatever their age; with drop-oldest they \
+         are trimmed as in Kafka, with a warning, and counted."
     ),
     key!(
         "journal.full",
@@ -570,7 +572,8 @@ const FIRST: &[Key] = &[
         Choice(&[("refuse", FullPolicy::Refuse), ("drop-oldest", FullPolicy::DropOldest)]),
         "At max_bytes with a cursor that has not passed the oldest segment: refuse (publishers are held back, \
          version 5 clients are told 0x97, nothing is lost) or drop-oldest (the segment is trimmed, with a warning, \
-         and counted)."
+         and counted). Which cursor holds what is in /health; when it holds four fifths of max_bytes, a warning \
+         names it."
     ),
     key!(
         "journal.sync",

@@ -13,13 +13,14 @@ use axum::response::Response;
 use serde_json::{Map, Value, json};
 use tidegate_broker::journal;
 use tidegate_broker::record::Timestamp;
+use tidegate_broker::server::SESSIONS_CURSOR;
 
 use super::caller::Caller;
 use super::encode::rfc3339;
 use super::reply;
 use super::routes::App;
 use crate::balance::Balance;
-use crate::health::{Part, State as PartState};
+use crate::health::{Part, State as PartState, age_ms};
 
 /// The whole, from its parts; the worst counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,6 +115,11 @@ const fn state_name(state: PartState) -> &'static str {
 }
 
 impl App {
+    /// Whether something here moves the cursor, so that it does not hold the journal back for ever.
+    fn moves_cursor(&self, name: &str) -> bool {
+        name == SESSIONS_CURSOR || self.parts.sinks.iter().any(|part| part.name() == name)
+    }
+
     fn overall(&self, journal: &journal::Status) -> Status {
         let sinks = self.parts.sinks.iter().map(|part| sink_status(part.report().state));
         let mqtt = mqtt_status(self.parts.mqtt.report().state);
@@ -218,6 +224,20 @@ fn journal_trouble(status: &journal::Status) -> Option<String> {
 
 fn journal_details(app: &App, status: &journal::Status) -> Value {
     let blocking = status.cursors.iter().min_by_key(|cursor| cursor.position);
+    let behind = blocking.filter(|cursor| cursor.position < status.durable_end);
+    let held = behind.map(|cursor| {
+        json!({
+            "cursor": cursor.name,
+            "bytes": cursor.lag_bytes,
+            "age_ms": cursor.behind_since.map_or(0, age_ms),
+        })
+    });
+    let unused: Vec<_> =
+        status.cursors.iter().map(|cursor| &cursor.name).filter(|name| !app.moves_cursor(name)).collect();
+    let hint = (!unused.is_empty()).then_some(
+        "nothing moves the unused cursors, so the journal keeps everything from there on: switch their sinks on again, or \
+         stop tidegate and let go of each with `tidegate journal cursors remove NAME`",
+    );
     let cursors: Vec<_> = status
         .cursors
         .iter()
@@ -228,6 +248,8 @@ fn journal_details(app: &App, status: &journal::Status) -> Value {
                 "lag_entries": status.durable_end.since(cursor.position),
                 "lag_bytes": cursor.lag_bytes,
                 "skipped": cursor.skipped,
+                "age_ms": cursor.behind_since.map_or(0, age_ms),
+                "used": app.moves_cursor(&cursor.name),
             })
         })
         .collect();
@@ -240,7 +262,10 @@ fn journal_details(app: &App, status: &journal::Status) -> Value {
         "bytes": status.bytes,
         "max_bytes": status.max_bytes,
         "segments": status.segments,
-        "blocking_cursor": blocking.filter(|cursor| cursor.position < status.durable_end).map(|cursor| &cursor.name),
+        "blocking_cursor": behind.map(|cursor| &cursor.name),
+        "held": held,
+        "unused_cursors": unused,
+        "unused_cursors_hint": hint,
         "cursors": cursors,
     })
 }
@@ -312,12 +337,14 @@ mod tests {
             position: Offset(2),
             lag_bytes: 80,
             skipped: 0,
+            behind_since: None,
         };
         let mut status = journal::Status {
             start: Offset(0),
             durable_end: Offset(10),
             bytes: 100,
             max_bytes: 100,
+            policy: journal::FullPolicy::Refuse,
             segments: 1,
             full: true,
             no_space: None,

@@ -190,6 +190,12 @@ fn journal(app: &App, out: &mut Exposition) {
         &cursors(|cursor, end| end.saturating_sub(cursor.position.0)));
     out.family("tidegate_journal_cursor_lag_bytes", Gauge, "Bytes between the cursor and the durable end, from segment sizes.",
         &cursors(|cursor, _| cursor.lag_bytes));
+    out.family("tidegate_journal_cursor_age_milliseconds", Gauge, "Age of the oldest entry that the cursor has not passed, or a little more; 0 when it has passed all. Told by its batch, or by when its segment was made.",
+        &cursors(|cursor, _| cursor.behind_since.map_or(0, crate::health::age_ms)));
+    let slowest = status.cursors.iter().map(|cursor| cursor.position).min();
+    let holds = |cursor: &tidegate_broker::journal::CursorStatus| cursor.position < status.durable_end && Some(cursor.position) == slowest;
+    let holding: Vec<_> = status.cursors.iter().map(|cursor| (Some(("cursor", cursor.name.as_str())), u64::from(holds(cursor)))).collect();
+    out.family("tidegate_journal_cursor_holding", Gauge, "1 for the slowest cursor, which holds back trimming: lag_bytes says how much, age how long.", &holding);
     out.family("tidegate_journal_cursor_skipped_total", Counter, "Entries trimmed before the cursor had read them.",
         &cursors(|cursor, _| cursor.skipped));
 }

@@ -73,7 +73,7 @@ impl<'a> Carrier<'a> {
             drain,
             draining: false,
             pump: Pump::new(position, Limits::of::<S>()),
-            report: Reporter::new(part),
+            report: begin(journal, position, part),
             begun: Instant::now(),
             tick,
             settled: position,
@@ -217,7 +217,17 @@ impl<'a> Carrier<'a> {
         self.pump.handle_drain(deadline.saturating_duration_since(self.begun));
     }
 
+    /// What was trimmed while the destination is away is settled at once, not when it is back.
+    fn settle_trimmed(&mut self) {
+        let start = self.journal.start();
+        if start > self.settled && self.pump.records_in_flight() == 0 && self.report.has_account() {
+            self.count_trimmed(start, 0);
+            self.settled = start;
+        }
+    }
+
     fn tell_lag(&mut self) {
+        self.settle_trimmed();
         let entries = self.journal.durable_end().since(self.pump.confirmed());
         let oldest = if entries == 0 { None } else { self.oldest_undelivered() };
         let now = self.now();
@@ -254,6 +264,15 @@ impl<'a> Carrier<'a> {
             );
         }
     }
+}
+
+/// A reporter whose account begins at `position`. Where the journal cannot be read it begins with the connection.
+fn begin(journal: &Journal, position: Offset, part: Part) -> Reporter {
+    let report = Reporter::new(part);
+    if let Ok(found) = journal.records_from(position) {
+        report.begin_account(found);
+    }
+    report
 }
 
 /// The journal's durable end as something to await.

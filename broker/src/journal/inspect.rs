@@ -472,6 +472,7 @@ impl<'a> Examiner<'a> {
                     position: cursor.position,
                     lag_bytes: 0,
                     skipped: cursor.skipped,
+                    behind_since: None,
                 });
             }
             for found in behind {

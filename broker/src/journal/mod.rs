@@ -100,7 +100,8 @@ pub struct Options {
     /// control entries, and what must be written so that a full journal can be read to its end and trimmed (less than a
     /// hundred bytes per entry and QoS 2 subscriber that is behind). At least four segments must fit: `segment_bytes` is lowered to a quarter of it.
     pub max_bytes: u64,
-    /// Segments whose newest entry is older are trimmed once every cursor has passed them.
+    /// Segments whose newest entry is older are trimmed once every cursor has passed them; with
+    /// [`FullPolicy::DropOldest`] also before, loudly and counted.
     pub max_age: Option<Duration>,
     /// What happens at `max_bytes`.
     pub full: FullPolicy,
@@ -267,6 +268,9 @@ pub struct CursorStatus {
     pub lag_bytes: u64,
     /// Entries trimmed or lost before it had read them.
     pub skipped: u64,
+    /// For one that is behind: when the oldest entry it has not passed was written, or a little earlier. Told by the batch
+    /// if that is in memory, else by when its segment was made.
+    pub behind_since: Option<Timestamp>,
 }
 
 /// What the journal looks like from outside.
@@ -280,6 +284,8 @@ pub struct Status {
     pub bytes: u64,
     /// The limit of `bytes`.
     pub max_bytes: u64,
+    /// What happens at the limit, where a cursor does not let it trim.
+    pub policy: FullPolicy,
     /// How many segments there are.
     pub segments: usize,
     /// Whether entries are refused because `max_bytes` is reached or the disk is full.
@@ -452,6 +458,7 @@ impl Journal {
             lag_bytes: shared.bytes_from(state.position()),
             position: state.position(),
             skipped: state.skipped(),
+            behind_since: shared.written_near(state.position()),
             name,
         });
         Status {
@@ -459,6 +466,7 @@ impl Journal {
             durable_end: shared.durable_end(),
             bytes: shared.bytes.load(Ordering::Relaxed),
             max_bytes: shared.options.max_bytes,
+            policy: shared.options.full,
             segments: shared.segments().len(),
             full: shared.full.load(Ordering::Relaxed),
             no_space: shared.no_space().clone(),
@@ -622,6 +630,17 @@ impl Shared {
         let segments = self.segments();
         let at = segments.partition_point(|segment| segment.base() <= offset).checked_sub(1)?;
         (at + 1 < segments.len()).then(|| segments[at].clone())
+    }
+
+    /// When the entry at `offset` was written, or a little earlier; `None` at the durable end.
+    fn written_near(&self, offset: Offset) -> Option<Timestamp> {
+        if offset >= self.durable_end() {
+            return None;
+        }
+        if let Some(batch) = self.tail.at(offset) {
+            return Some(batch.time());
+        }
+        self.segment_of(offset.max(self.start())).map(|segment| segment.header.created)
     }
 
     /// About how many bytes lie between `offset` and the durable end.

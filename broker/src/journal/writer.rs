@@ -465,16 +465,18 @@ impl Writer {
         Ok(())
     }
 
-    /// Discards segments that are too old and done with. An active one that is too old is sealed for that.
+    /// Discards segments that are too old, and done with unless the policy drops the oldest. An active one that is too
+    /// old is sealed for that.
     fn trim_aged(&mut self) -> Result<(), WriteError> {
         let Some(max_age) = self.shared.options.max_age else { return Ok(()) };
         let active = self.active.segment.clone();
-        let done = || self.shared.cursors.passed(self.end) != Passed::No;
+        let forced = self.shared.options.full == FullPolicy::DropOldest;
+        let done = || forced || self.shared.cursors.passed(self.end) != Passed::No;
         if self.is_older(&active, max_age) && self.end > active.base() && self.synced == self.end && done() {
             self.roll()?;
         }
         while let Some(oldest) = self.shared.oldest_sealed() {
-            if !self.is_older(&oldest, max_age) || !self.discard(&oldest, false)? {
+            if !self.is_older(&oldest, max_age) || !self.discard(&oldest, forced)? {
                 break;
             }
         }

@@ -38,6 +38,7 @@ use self::listener::Listener;
 pub use self::listener::{Listen, Place};
 pub use self::origin::{FORWARDING, ForeignOrigin, Provenance, WebRules};
 pub use self::proxy::{Network, NotANetwork, ProxyRules};
+pub use self::shard::CURSOR as SESSIONS_CURSOR;
 use self::shard::{Parts, Shard, WAKER, listener_token};
 pub use self::tls::{CertificateError, CertificateFiles, Certificates};
 use self::transport::Counters;

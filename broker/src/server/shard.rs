@@ -62,7 +62,7 @@ const SCRATCH_BYTES: usize = 64 * 1_024;
 /// Statistics are published this often.
 const STATS_INTERVAL: Duration = Duration::from_millis(100);
 /// The name of the cursor that holds what a restart needs.
-const CURSOR: &str = "sessions";
+pub const CURSOR: &str = "sessions";
 
 pub(super) struct Shard {
     poll: Poll,

@@ -100,6 +100,11 @@ impl Tidegate {
         self.child.as_ref().expect("it runs").id()
     }
 
+    /// Leaves a variable out from the next start on.
+    pub(crate) fn unset(&mut self, variable: &str) {
+        self.settings.variables.retain(|(name, _)| name != variable);
+    }
+
     /// Starts the program, and does not wait. It must not run.
     pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none(), "it runs already");
