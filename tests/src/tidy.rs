@@ -262,10 +262,12 @@ fn names_are_the_terms_of_the_field() {
         ("util", "what it is about"),
         ("utils", "what it is about"),
     ];
+    // Methods of traits that others named.
+    const GIVEN: [&str; 1] = ["poll_shutdown"];
     let mut wrong = Vec::new();
     for source in &rust() {
         for (number, line) in source.lines() {
-            let Some(name) = declared(line) else { continue };
+            let Some(name) = declared(line).filter(|name| !GIVEN.contains(name)) else { continue };
             let parts = words(name);
             let avoided = AVOIDED.iter().filter(|(word, _)| parts.iter().any(|part| part == word));
             wrong.extend(
