@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tidegate_broker::journal::{CursorStatus, FullPolicy, Journal, Status};
+use tidegate_broker::server::SESSIONS_CURSOR;
 
 use crate::health::age_ms;
 
@@ -19,9 +20,6 @@ enum State {
 
 /// A reader that holds so much of what the journal may take is told of, in percent.
 const HELD_PERCENT: u64 = 80;
-
-/// The cursor of what a restart needs.
-const BROKER: &str = "sessions";
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -87,7 +85,7 @@ fn tell_held(status: &Status, told: Option<&str>) -> Option<String> {
 
 /// The slowest reader, if it holds so much that it must be told. The broker's own follows its checkpoints by itself.
 fn holder(status: &Status) -> Option<&CursorStatus> {
-    let others = status.cursors.iter().filter(|cursor| cursor.name != BROKER);
+    let others = status.cursors.iter().filter(|cursor| cursor.name != SESSIONS_CURSOR);
     let slowest = others.min_by_key(|cursor| cursor.position)?;
     (slowest.lag_bytes >= status.max_bytes / 100 * HELD_PERCENT).then_some(slowest)
 }
@@ -206,7 +204,11 @@ mod tests {
         assert!(message.contains("tidegate journal cursors remove postgres"), "{message}");
         assert_eq!(tell_held(&status, None).as_deref(), Some("postgres"));
         // The broker's own cursor, behind until the next checkpoint, hides nobody.
-        let own = CursorStatus { name: BROKER.to_owned(), position: Offset(0), ..status.cursors[1].clone() };
+        let own = CursorStatus {
+            name: SESSIONS_CURSOR.to_owned(),
+            position: Offset(0),
+            ..status.cursors[1].clone()
+        };
         status.cursors.push(own);
         assert_eq!(holder(&status).map(|cursor| cursor.name.as_str()), Some("postgres"));
         status.cursors[1].lag_bytes = 79;

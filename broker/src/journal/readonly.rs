@@ -2,12 +2,12 @@
 //! that is mounted read-only, or belong to somebody else.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::storage::{LOCK_FILE, Storage, StorageFile};
+use super::storage::{LOCK_FILE, Storage, StorageFile, list_files, lock_holder};
 
 /// A folder on a real file system, opened for reading only. Whatever would change it fails.
 #[derive(Debug)]
@@ -42,16 +42,10 @@ fn refuse_if_locked(path: &Path) -> io::Result<()> {
     };
     match lock.try_lock_shared() {
         Ok(()) => lock.unlock(),
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            // The holder's number only helps to find it.
-            let _ = lock.read_to_string(&mut holder);
-            let holder = if holder.is_empty() { "another process" } else { &format!("process {holder}") };
-            Err(io::Error::new(
-                io::ErrorKind::ResourceBusy,
-                format!("{holder} is using it; stop that one first"),
-            ))
-        }
+        Err(TryLockError::WouldBlock) => Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            format!("{} is using it; stop that one first", lock_holder(&mut lock)),
+        )),
         Err(TryLockError::Error(error)) => Err(error),
     }
 }
@@ -62,17 +56,7 @@ fn refused() -> io::Error {
 
 impl Storage for ReadOnlyFolder {
     fn list(&self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.path)? {
-            let entry = entry?;
-            if entry.file_type()?.is_file()
-                && let Ok(name) = entry.file_name().into_string()
-            {
-                names.push(name);
-            }
-        }
-        names.sort();
-        Ok(names)
+        list_files(&self.path)
     }
 
     fn create(&self, _name: &str) -> io::Result<Arc<dyn StorageFile>> {

@@ -176,10 +176,7 @@ impl FileStorage {
                 Ok(file)
             }
             Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                // The holder's number only helps to find it.
-                let _ = file.read_to_string(&mut holder);
-                let holder = if holder.is_empty() { "another process" } else { &format!("process {holder}") };
+                let holder = lock_holder(&mut file);
                 let message = format!("{holder} is using it; stop that one first, or choose another folder");
                 Err(io::Error::new(io::ErrorKind::ResourceBusy, message))
             }
@@ -205,19 +202,31 @@ fn make_durable(folder: &Path) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
+/// The names of all files in `folder`, sorted.
+pub(super) fn list_files(folder: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file()
+            && let Ok(name) = entry.file_name().into_string()
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Who holds a folder's lock, as far as the lock file says; that only helps to find it.
+pub(super) fn lock_holder(lock: &mut File) -> String {
+    let mut holder = String::new();
+    let _ = lock.read_to_string(&mut holder);
+    if holder.is_empty() { "another process".to_owned() } else { format!("process {holder}") }
+}
+
 impl Storage for FileStorage {
     fn list(&self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.path)? {
-            let entry = entry?;
-            if entry.file_type()?.is_file()
-                && let Ok(name) = entry.file_name().into_string()
-            {
-                names.push(name);
-            }
-        }
-        names.sort();
-        Ok(names)
+        list_files(&self.path)
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {

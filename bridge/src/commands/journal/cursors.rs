@@ -8,13 +8,11 @@ use tidegate::appliance::sinks;
 use tidegate_broker::journal::inspect::{Outside, Survey, survey};
 use tidegate_broker::journal::{CursorError, Journal, Status};
 use tidegate_broker::record::Offset;
+use tidegate_broker::server::SESSIONS_CURSOR;
 
 use super::output::{Output, told};
 use super::{Place, unusable};
 use crate::Failure;
-
-/// The broker's own cursor: what a restart needs.
-pub(super) const SESSIONS: &str = "sessions";
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -121,7 +119,7 @@ fn open(place: &Place<'_>) -> Result<Journal, Failure> {
 
 /// Whether an operator may move the cursor called `name`; `make` if it may be new.
 fn check_name(status: &Status, name: &str, make: bool) -> Result<(), Failure> {
-    if name == SESSIONS {
+    if name == SESSIONS_CURSOR {
         return Err(Failure::usage(
             "sessions is not the cursor of a sink: it holds what a restart needs, and the broker moves it",
         ));

@@ -5,8 +5,8 @@ use std::path::Path;
 use tidegate_broker::journal::inspect::{Examined, examine};
 use tidegate_broker::journal::repair::{Change, KEPT, Plan};
 use tidegate_broker::journal::{FileStorage, Storage};
+use tidegate_broker::server::SESSIONS_CURSOR;
 
-use super::cursors::SESSIONS;
 use super::output::{Output, now, stamp, told};
 use super::verify::{losses, outside};
 use super::{Checkpoint, Place, refused, unusable};
@@ -134,7 +134,7 @@ fn tell(
                     "forget     all cursors: sinks begin again at the oldest entry, and deliver again what they had \
                      (PostgreSQL remembers its place by itself); the file is kept as cursors{KEPT}{stamp}"
                 ))?;
-                for (name, position) in seem.iter().filter(|(name, _)| name != SESSIONS) {
+                for (name, position) in seem.iter().filter(|(name, _)| name != SESSIONS_CURSOR) {
                     output.line(format_args!(
                         "           the damaged file seems to say {name} at {position}; if that can be right, run \
                          afterwards: tidegate journal cursors set {name} {position} --yes"
