@@ -11,6 +11,7 @@
 mod config;
 mod headers;
 mod native;
+mod shape;
 mod topics;
 mod trouble;
 
@@ -18,19 +19,18 @@ use std::time::Duration;
 
 use rdkafka::error::RDKafkaErrorCode;
 use tidegate_broker::journal::JournalId;
-use tidegate_broker::record::{Batch, Offset, Record};
+use tidegate_broker::record::{Batch, Offset};
 use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 
 use crate::health::Part;
 use crate::pump::{Reject, Rejects, Sink, SinkError};
-use crate::route::Routes;
 
 pub use config::{Config, HeaderStyle, TopicsConfig};
 
-use headers::HeaderWriter;
-use native::{Event, Halt, Headers, Outgoing, Producer};
+use native::{Event, Halt, Producer};
+use shape::Shaper;
 use trouble::Verdict;
 
 /// How long nothing is confirmed before it is said, although no broker is known to be down.
@@ -60,30 +60,6 @@ pub struct KafkaSink {
     limit_doubted_at: Option<Offset>,
 }
 
-/// Says how a record is produced.
-#[derive(Debug)]
-struct Shaper {
-    routes: Routes,
-    headers: HeaderWriter,
-    unrouted: metrics::Counter,
-}
-
-impl Shaper {
-    fn shape<'r>(&mut self, offset: Offset, record: &Record<'r>) -> Option<Outgoing<'r>> {
-        let Some(destination) = self.routes.destination(record.topic, record.client) else {
-            self.unrouted.increment(1);
-            return None;
-        };
-        let count = self.headers.usual_count();
-        let headers = (count > 0).then(|| {
-            let mut headers = Headers::new(count);
-            self.headers.write(offset, record, &mut headers);
-            headers
-        });
-        Some(Outgoing { topic: destination.topic, key: destination.key.map(str::as_bytes), headers })
-    }
-}
-
 impl KafkaSink {
     /// A sink that is not connected yet, for the journal called `journal`; `part` is what `/health` says of it.
     /// Returns every mistake in `config`, if there is one.
@@ -92,14 +68,9 @@ impl KafkaSink {
         if !mistakes.is_empty() {
             return Err(mistakes);
         }
-        let sink = part.name();
         Ok(Self {
             config: config.clone(),
-            shaper: Shaper {
-                routes: Routes::new(&config.routes)?,
-                headers: HeaderWriter::new(config.headers, journal.0, &config.source),
-                unrouted: metrics::counter!("tidegate_sink_unrouted_total", "sink" => sink),
-            },
+            shaper: Shaper::new(config, journal, part.name())?,
             rejects: Rejects::new(part),
             rejected: Vec::new(),
             producer: None,
@@ -250,17 +221,16 @@ impl Sink for KafkaSink {
         if self.producer.as_ref().is_some_and(|producer| !producer.is_idle()) {
             self.discard().await;
         }
-        let (config, topics) = (self.config.clone(), self.shaper.routes.topics().to_vec());
+        let (config, topics) = (self.config.clone(), self.shaper.topics().to_vec());
         let runtime = Handle::current();
         let record_bytes_max = spawn_blocking(move || topics::prepare(&config, &topics, &runtime))
             .await
             .expect("preparing does not panic")?;
         // The limit may be another, and a producer that was complained about may be fatally wrong.
         self.discard().await;
-        let producer = Producer::new(&self.config.producer(record_bytes_max), self.shaper.routes.topics())
-            .map_err(|error| {
-                SinkError::Operator(format!("Kafka cannot be used with this configuration: {error}"))
-            })?;
+        let producer = Producer::new(&self.config.producer(record_bytes_max), self.shaper.topics()).map_err(
+            |error| SinkError::Operator(format!("Kafka cannot be used with this configuration: {error}")),
+        )?;
         self.producer = Some(producer);
         Ok(None)
     }
@@ -356,7 +326,7 @@ fn reject(
 
 #[cfg(test)]
 mod tests {
-    use tidegate_broker::record::{BatchBuilder, Entry, Properties, Qos, Timestamp};
+    use tidegate_broker::record::{BatchBuilder, Entry, Properties, Qos, Record, Timestamp};
     use tidegate_broker::topic::TopicName;
 
     use super::*;
@@ -380,7 +350,7 @@ mod tests {
     fn sink() -> KafkaSink {
         let config = Config { bootstrap_servers: "127.0.0.1:1".into(), ..Config::default() };
         let mut sink = KafkaSink::new(&config, JournalId(1), Part::new("kafka")).unwrap();
-        let producer = Producer::new(&config.producer(1_000_000), sink.shaper.routes.topics()).unwrap();
+        let producer = Producer::new(&config.producer(1_000_000), sink.shaper.topics()).unwrap();
         sink.producer = Some(producer);
         sink
     }

@@ -8,6 +8,7 @@
 //! The opaque of a record is its journal offset, so nothing is allocated for it and no pointer is made from it.
 //! What errors mean is decided elsewhere.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString, c_void};
 use std::mem::ManuallyDrop;
@@ -64,12 +65,23 @@ impl Drop for Headers {
 // SAFETY: the list is plain memory without ties to a thread, and only its owner touches it.
 unsafe impl Send for Headers {}
 
-/// How a record is produced; its payload and time are its own.
+/// What becomes the value of a Kafka record.
+#[derive(Debug)]
+pub(super) enum Value {
+    /// The record's payload as it lies in the batch, not copied.
+    Payload,
+    /// Other bytes, made from the payload; librdkafka copies them.
+    #[expect(dead_code, reason = "no route asks for an encoding yet")]
+    Encoded(Vec<u8>),
+}
+
+/// How a record is produced; its time is its own.
 #[derive(Debug)]
 pub(super) struct Outgoing<'a> {
     /// Index into the topics that the producer was made with.
     pub(super) topic: usize,
-    pub(super) key: Option<&'a [u8]>,
+    pub(super) key: Option<Cow<'a, [u8]>>,
+    pub(super) value: Value,
     pub(super) headers: Option<Headers>,
 }
 
@@ -352,12 +364,16 @@ unsafe fn produce(
 ) -> Option<RDKafkaErrorCode> {
     use rd::rd_kafka_vtype_t as V;
     let (key, key_bytes) =
-        outgoing.key.map_or((ptr::null(), 0), |key| (key.as_ptr().cast::<c_void>(), key.len()));
+        outgoing.key.as_ref().map_or((ptr::null(), 0), |key| (key.as_ptr().cast::<c_void>(), key.len()));
+    let (value, flags) = match &outgoing.value {
+        Value::Payload => (record.payload, NO_COPY),
+        Value::Encoded(bytes) => (bytes.as_slice(), rd::RD_KAFKA_MSG_F_COPY),
+    };
     let headers = outgoing.headers.as_ref().map_or(ptr::null_mut(), |headers| headers.0.as_ptr());
     let time = i64::try_from(record.time.0).unwrap_or(i64::MAX);
     // SAFETY: each tag is followed by the types that rdkafka.h demands of it (rd_kafka_vtype_t). The payload is not
     // copied and outlives the message, by this function's contract; an empty payload still has an address, so that it
-    // is an empty value and no tombstone. Key and topic are copied or counted before the call returns.
+    // is an empty value and no tombstone. Key, encoded value and topic are copied or counted before the call returns.
     let response = unsafe {
         rd::rd_kafka_producev(
             client,
@@ -366,10 +382,10 @@ unsafe fn produce(
             V::RD_KAFKA_VTYPE_PARTITION,
             PARTITION_BY_KEY,
             V::RD_KAFKA_VTYPE_MSGFLAGS,
-            NO_COPY,
+            flags,
             V::RD_KAFKA_VTYPE_VALUE,
-            record.payload.as_ptr().cast::<c_void>(),
-            record.payload.len(),
+            value.as_ptr().cast::<c_void>(),
+            value.len(),
             V::RD_KAFKA_VTYPE_KEY,
             key,
             key_bytes,
@@ -476,7 +492,8 @@ mod tests {
     fn all<'r>(_: Offset, record: &Record<'r>) -> Option<Outgoing<'r>> {
         let mut headers = Headers::new(1);
         headers.add("name", b"value");
-        Some(Outgoing { topic: 0, key: Some(record.client.as_bytes()), headers: Some(headers) })
+        let key = Some(Cow::Borrowed(record.client.as_bytes()));
+        Some(Outgoing { topic: 0, key, value: Value::Payload, headers: Some(headers) })
     }
 
     /// Polls until `done`, or fails after ten seconds.

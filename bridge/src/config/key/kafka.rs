@@ -1,0 +1,113 @@
+//! The keys of the section `[kafka]`.
+
+use std::time::Duration;
+
+use crate::kafka::HeaderStyle;
+
+use super::super::kafka_values::{OrDefault, Properties, Routes, TopicRetention};
+use super::super::kind::{Choice, Kind, Millis, Period, Size, Switch, Text};
+use super::Key;
+
+/// In the order of the example file.
+pub(super) const KEYS: &[Key] = &[
+    key!(
+        "kafka.bootstrap_servers",
+        kafka.bootstrap_servers,
+        Text,
+        "The brokers, as host:port, several separated by commas; naming them switches the sink on. They may be away. \
+         Also KAFKA_BOOTSTRAP_SERVERS."
+    )
+    .sample("\"127.0.0.1:9092\""),
+    key!("kafka.client_id", kafka.client_id, Text, "How this appliance names itself to the brokers."),
+    key!(
+        "kafka.source",
+        kafka.source,
+        Text,
+        "The beginning of the header ce_source; the publisher's Client Identifier follows."
+    ),
+    key!(
+        "kafka.headers",
+        kafka.headers,
+        Choice(&[
+            ("cloudevents", HeaderStyle::CloudEvents),
+            ("user", HeaderStyle::User),
+            ("none", HeaderStyle::None)
+        ]),
+        "Which headers a record carries: cloudevents (binary mode, and the MQTT user properties), user (content type \
+         and user properties) or none."
+    ),
+    key!(
+        "kafka.routes",
+        kafka.routes,
+        Routes,
+        "Which MQTT topic goes to which Kafka topic: the first whose filter matches. The key is device (the second \
+         level of three or more, else the client), client, topic or none. A topic that no route matches is not \
+         carried."
+    ),
+    key!(
+        "kafka.compression",
+        kafka.compression,
+        Text,
+        "Compression of record batches: none, gzip, snappy or lz4. Every client can read none and gzip."
+    ),
+    key!(
+        "kafka.linger",
+        kafka.linger_ms,
+        Millis(Period { min: Duration::ZERO, max: Duration::from_secs(900) }),
+        "How long to wait for more records before a batch is sent."
+    ),
+    key!(
+        "kafka.batch_bytes",
+        kafka.batch_bytes,
+        Size { min: 1, max: i32::MAX as u64 },
+        "The largest batch of records sent to one partition."
+    ),
+    key!(
+        "kafka.max_record_bytes",
+        kafka.record_bytes_max,
+        Size { min: 1_000, max: 1_000_000_000 },
+        "The largest record, key and headers included; larger ones are rejected and counted. The topic's own \
+         max.message.bytes counts if it is smaller."
+    ),
+    Key {
+        adds_up: true,
+        set: |config, raw| {
+            config.kafka.properties.extend(Properties.read(raw)?);
+            Ok(())
+        },
+        ..key!(
+            "kafka.properties",
+            kafka.properties,
+            Properties,
+            "Any other property of librdkafka, by its own name; also as lines of a section [kafka.properties]. What \
+             delivery relies on cannot be set. Also KAFKA_USERNAME, KAFKA_PASSWORD, KAFKA_SECURITY_PROTOCOL, \
+             KAFKA_SASL_MECHANISM."
+        )
+    }
+    .secret()
+    .sample("{ \"security.protocol\" = \"sasl_plaintext\", \"sasl.mechanism\" = \"PLAIN\" }"),
+    key!(
+        "kafka.topics.create",
+        kafka.topics.create,
+        Switch,
+        "Whether the topics that routes name are created when they are missing. Those that exist are left alone."
+    ),
+    key!(
+        "kafka.topics.partitions",
+        kafka.topics.partitions,
+        OrDefault { max: 10_000 },
+        "Partitions of a new topic; default is the broker's own number."
+    ),
+    key!(
+        "kafka.topics.replication",
+        kafka.topics.replication,
+        OrDefault { max: 32_767 },
+        "Replicas of a new topic; default is the broker's own number."
+    ),
+    key!(
+        "kafka.topics.retention",
+        kafka.topics.retention_ms,
+        TopicRetention,
+        "How long a new topic keeps records; default is the broker's own span of time, forever has none."
+    ),
+];
