@@ -1,4 +1,4 @@
-//! Real Kafka and PostgreSQL, through `tests/services`.
+//! Real Kafka, PostgreSQL and Schema Registry, through `tests/services`.
 //!
 //! The shared instance belongs to everybody: a test uses its own devices and databases there and never stops it. Whoever wants
 //! to stop, suspend or restart a service has an [`Own`] one, which ends with the test.
@@ -16,6 +16,7 @@ use super::{root, target, unique};
 pub(crate) enum Service {
     Kafka,
     Postgres,
+    SchemaRegistry,
 }
 
 impl Service {
@@ -23,6 +24,7 @@ impl Service {
         match self {
             Self::Kafka => "kafka",
             Self::Postgres => "postgres",
+            Self::SchemaRegistry => "apicurio",
         }
     }
 
@@ -30,6 +32,7 @@ impl Service {
         match self {
             Self::Kafka => "TIDEGATE_TEST_KAFKA",
             Self::Postgres => "TIDEGATE_TEST_POSTGRES",
+            Self::SchemaRegistry => "TIDEGATE_TEST_SCHEMA_REGISTRY",
         }
     }
 
@@ -37,6 +40,7 @@ impl Service {
         match self {
             Self::Kafka => format!("127.0.0.1:{port}"),
             Self::Postgres => format!("postgresql://postgres@127.0.0.1:{port}/postgres"),
+            Self::SchemaRegistry => format!("http://127.0.0.1:{port}/apis/ccompat/v7"),
         }
     }
 }
@@ -51,6 +55,12 @@ pub(crate) fn kafka() -> &'static str {
 pub(crate) fn postgres() -> &'static str {
     static ADDRESS: OnceLock<String> = OnceLock::new();
     ADDRESS.get_or_init(|| shared(Service::Postgres))
+}
+
+/// The shared Schema Registry's URL.
+pub(crate) fn schema_registry() -> &'static str {
+    static ADDRESS: OnceLock<String> = OnceLock::new();
+    ADDRESS.get_or_init(|| shared(Service::SchemaRegistry))
 }
 
 /// The shared Kafka, seen through a network that a test makes: whoever asks at `advertised` for the cluster is told to go on
@@ -78,7 +88,7 @@ fn shared(service: Service) -> String {
 
 fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
-        panic!("{name} is not set: run tests/run, or eval \"$(tests/services start)\" first")
+        panic!("{name} is not set: run tests/run, or eval \"$(tests/services start ...)\" first")
     })
 }
 
