@@ -14,15 +14,13 @@ mod native;
 mod shape;
 mod topics;
 mod trouble;
-
-use std::time::Duration;
+mod watch;
 
 use rdkafka::error::RDKafkaErrorCode;
 use tidegate_broker::journal::JournalId;
 use tidegate_broker::record::{Batch, Offset};
 use tokio::runtime::Handle;
-use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{Instant, sleep_until};
+use tokio::task::spawn_blocking;
 
 use crate::health::Part;
 use crate::pump::{Reject, Rejects, Sink, SinkError};
@@ -32,9 +30,7 @@ pub use config::{Config, HeaderStyle, TopicsConfig};
 use native::{Event, Halt, Producer};
 use shape::Shaper;
 use trouble::Verdict;
-
-/// How long nothing is confirmed before it is said, although no broker is known to be down.
-const STALL: Duration = Duration::from_secs(10);
+use watch::Watch;
 
 /// Writes batches to Kafka.
 #[derive(Debug)]
@@ -45,16 +41,7 @@ pub struct KafkaSink {
     /// Rejects of batches not wholly confirmed, in no particular order.
     rejected: Vec<Reject>,
     producer: Option<Producer>,
-    /// Why the last connection failed, as librdkafka put it.
-    last_reason: Option<(RDKafkaErrorCode, String)>,
-    /// What is wrong with the producer's connection, until something is confirmed.
-    trouble: Option<String>,
-    told: Option<String>,
-    /// When something was confirmed, or first written after all was confirmed.
-    progress_at: Instant,
-    /// Whether any broker can be reached anew: brokers close idle connections, which alone is no trouble. Kept here
-    /// because whoever waits for it may be dropped.
-    check: Option<JoinHandle<Result<(), SinkError>>>,
+    watch: Watch,
     /// A broker refused a record as too large that our own limit had let through; once is answered by asking for the
     /// limit again, twice by believing it.
     limit_doubted_at: Option<Offset>,
@@ -74,11 +61,7 @@ impl KafkaSink {
             rejects: Rejects::new(part),
             rejected: Vec::new(),
             producer: None,
-            last_reason: None,
-            trouble: None,
-            told: None,
-            progress_at: Instant::now(),
-            check: None,
+            watch: Watch::new(),
             limit_doubted_at: None,
         })
     }
@@ -86,10 +69,7 @@ impl KafkaSink {
     /// Ends the producer, if there is one; what it had in flight is offered again by the pump.
     async fn discard(&mut self) {
         self.rejected.clear();
-        self.trouble = None;
-        self.told = None;
-        self.last_reason = None;
-        self.check = None;
+        self.watch = Watch::new();
         if let Some(producer) = self.producer.take() {
             // It joins librdkafka's threads.
             spawn_blocking(move || drop(producer)).await.expect("dropping a producer does not panic");
@@ -165,16 +145,7 @@ impl KafkaSink {
         if fatal || code == RDKafkaErrorCode::Fatal {
             return Err(made_anew(&reason));
         }
-        if trouble::needs_operator(code) {
-            return Err(SinkError::Operator(trouble::unreachable_detail(&self.config, code, &reason)));
-        }
-        if code == RDKafkaErrorCode::AllBrokersDown {
-            let (code, reason) = self.last_reason.clone().unwrap_or((code, reason));
-            self.trouble = Some(trouble::unreachable_detail(&self.config, code, &reason));
-        } else {
-            self.last_reason = Some((code, reason));
-        }
-        Ok(())
+        self.watch.hear(&self.config, code, reason)
     }
 
     /// Lets go of what is stored, and counts what was rejected on the way.
@@ -187,28 +158,8 @@ impl KafkaSink {
                 self.rejects.add(&reject);
             }
         }
-        self.progress_at = Instant::now();
-        self.trouble = None;
-        self.told = None;
-        self.last_reason = None;
+        self.watch.progressed();
         Some(confirmed)
-    }
-
-    /// What there is to complain about and was not yet.
-    fn complaint(&mut self) -> Option<SinkError> {
-        let stalled = self.progress_at.elapsed() >= STALL;
-        if self.trouble.is_none() && stalled {
-            let servers = self.config.bootstrap_servers.trim();
-            self.trouble = Some(match &self.last_reason {
-                Some((code, reason)) => trouble::unreachable_detail(&self.config, *code, reason),
-                None => format!("Kafka at {servers} has confirmed nothing for {} s", STALL.as_secs()),
-            });
-        }
-        if self.trouble == self.told {
-            return None;
-        }
-        self.told.clone_from(&self.trouble);
-        self.trouble.clone().map(SinkError::Waiting)
     }
 }
 
@@ -240,7 +191,7 @@ impl Sink for KafkaSink {
             return Err(SinkError::Retry("Kafka is not connected".into()));
         };
         if producer.is_idle() {
-            self.progress_at = Instant::now();
+            self.watch.begun();
         }
         producer.hold(batch);
         self.hand_over()
@@ -253,19 +204,13 @@ impl Sink for KafkaSink {
             if let Some(confirmed) = self.release() {
                 return Ok(confirmed);
             }
-            if let Some(complaint) = self.complaint() {
+            if let Some(complaint) = self.watch.complaint(&self.config) {
                 return Err(complaint);
             }
             let Some(producer) = &self.producer else {
                 return Err(SinkError::Retry("Kafka is not connected".into()));
             };
-            let wake = producer.wake();
-            // Once the stall is told, only librdkafka has something new to say.
-            let stall = self.told.is_none().then_some(self.progress_at + STALL);
-            tokio::select! {
-                () = wake.notified() => {}
-                () = sleep_until(stall.unwrap_or_else(Instant::now)), if stall.is_some() => {}
-            }
+            self.watch.next(&producer.wake()).await;
         }
     }
 
@@ -274,17 +219,8 @@ impl Sink for KafkaSink {
             if let Err(error) = self.listen() {
                 return error;
             }
-            let suspicious = self.trouble.take().is_some() || self.last_reason.take().is_some();
-            if suspicious && self.check.is_none() {
-                let config = self.config.clone();
-                self.check = Some(spawn_blocking(move || topics::reach(&config).map(drop)));
-            }
-            if let Some(check) = &mut self.check {
-                let reached = check.await.expect("reaching does not panic");
-                self.check = None;
-                if let Err(error) = reached {
-                    return error;
-                }
+            if let Err(error) = self.watch.look(&self.config).await {
+                return error;
             }
             let Some(producer) = &self.producer else {
                 return SinkError::Retry("Kafka is not connected".into());
@@ -326,6 +262,8 @@ fn reject(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tidegate_broker::record::{BatchBuilder, Entry, Properties, Qos, Record, Timestamp};
     use tidegate_broker::topic::TopicName;
 
