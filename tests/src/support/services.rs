@@ -15,6 +15,10 @@ use super::{root, target, unique};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Service {
     Kafka,
+    /// As [`Secure`].
+    KafkaSecure,
+    /// Three nodes; new topics have three replicas, of which two must be in sync.
+    KafkaCluster,
     Postgres,
     SchemaRegistry,
 }
@@ -23,24 +27,10 @@ impl Service {
     const fn name(self) -> &'static str {
         match self {
             Self::Kafka => "kafka",
+            Self::KafkaSecure => "kafka-secure",
+            Self::KafkaCluster => "kafka-cluster",
             Self::Postgres => "postgres",
             Self::SchemaRegistry => "apicurio",
-        }
-    }
-
-    const fn variable(self) -> &'static str {
-        match self {
-            Self::Kafka => "TIDEGATE_TEST_KAFKA",
-            Self::Postgres => "TIDEGATE_TEST_POSTGRES",
-            Self::SchemaRegistry => "TIDEGATE_TEST_SCHEMA_REGISTRY",
-        }
-    }
-
-    fn url(self, port: &str) -> String {
-        match self {
-            Self::Kafka => format!("127.0.0.1:{port}"),
-            Self::Postgres => format!("postgresql://postgres@127.0.0.1:{port}/postgres"),
-            Self::SchemaRegistry => format!("http://127.0.0.1:{port}/apis/ccompat/v7"),
         }
     }
 }
@@ -48,19 +38,19 @@ impl Service {
 /// The shared Kafka's bootstrap server.
 pub(crate) fn kafka() -> &'static str {
     static ADDRESS: OnceLock<String> = OnceLock::new();
-    ADDRESS.get_or_init(|| shared(Service::Kafka))
+    ADDRESS.get_or_init(|| variable("TIDEGATE_TEST_KAFKA"))
 }
 
 /// The shared PostgreSQL's administrator URL.
 pub(crate) fn postgres() -> &'static str {
     static ADDRESS: OnceLock<String> = OnceLock::new();
-    ADDRESS.get_or_init(|| shared(Service::Postgres))
+    ADDRESS.get_or_init(|| variable("TIDEGATE_TEST_POSTGRES"))
 }
 
 /// The shared Schema Registry's URL.
 pub(crate) fn schema_registry() -> &'static str {
     static ADDRESS: OnceLock<String> = OnceLock::new();
-    ADDRESS.get_or_init(|| shared(Service::SchemaRegistry))
+    ADDRESS.get_or_init(|| variable("TIDEGATE_TEST_SCHEMA_REGISTRY"))
 }
 
 /// The shared Kafka, seen through a network that a test makes: whoever asks at `advertised` for the cluster is told to go on
@@ -82,8 +72,59 @@ pub(crate) fn kafka_proxied() -> Proxied {
     }
 }
 
-fn shared(service: Service) -> String {
-    variable(service.variable())
+/// The shared Kafka with passwords, certificates and rights. The password of each user is [`secret`]: `admin` may do everything,
+/// `writer` may create topics whose names begin with [`Secure::ALLOWED`] and write them, `nobody` may do nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct Secure {
+    /// `SASL_PLAINTEXT`, with `PLAIN`, `SCRAM-SHA-256` and `SCRAM-SHA-512`.
+    pub(crate) sasl: String,
+    /// `SASL_SSL`, with the same.
+    pub(crate) tls: String,
+    /// `SSL`, with client certificates.
+    pub(crate) mutual: String,
+    files: PathBuf,
+}
+
+impl Secure {
+    /// What the names of topics begin with that `writer` may create and write.
+    pub(crate) const ALLOWED: &str = "allowed-";
+
+    /// One of its files: `ca.pem`; `writer.pem` and `writer.key` with its passphrase in `writer.pass`; `stranger-ca.pem`,
+    /// `stranger.pem` and `stranger.key` of an authority that it does not trust.
+    pub(crate) fn file(&self, name: &str) -> String {
+        self.files.join(name).to_str().expect("our folders are text").to_owned()
+    }
+
+    /// Runs one of Kafka's own tools as the administrator, such as `org.apache.kafka.tools.AclCommand`.
+    pub(crate) fn tool(&self, class: &str, arguments: &[&str]) {
+        let instance = std::env::var("TIDEGATE_TEST_INSTANCE").unwrap_or_else(|_| "shared".to_owned());
+        let output = Command::new(root().join("tests/services"))
+            .args(["--instance", &instance, "kafka-tool", class])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .expect("tests/services is in the checkout");
+        assert!(
+            output.status.success(),
+            "{class} {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+/// The password of a user of [`Secure`].
+pub(crate) fn secret(user: &str) -> String {
+    format!("{user}-secret")
+}
+
+/// The shared Kafka that wants to know who asks.
+pub(crate) fn kafka_secure() -> Secure {
+    Secure {
+        sasl: variable("TIDEGATE_TEST_KAFKA_SECURE"),
+        tls: variable("TIDEGATE_TEST_KAFKA_SECURE_TLS"),
+        mutual: variable("TIDEGATE_TEST_KAFKA_SECURE_MUTUAL"),
+        files: variable("TIDEGATE_TEST_KAFKA_SECURE_FILES").into(),
+    }
 }
 
 fn variable(name: &str) -> String {
@@ -91,6 +132,9 @@ fn variable(name: &str) -> String {
         panic!("{name} is not set: run tests/run, or eval \"$(tests/services start ...)\" first")
     })
 }
+
+/// The nodes of a cluster.
+pub(crate) const NODES: [usize; 3] = [1, 2, 3];
 
 /// A service of one test alone.
 #[derive(Debug)]
@@ -111,7 +155,15 @@ impl Own {
 
     /// What a client connects to; stays the same over restarts.
     pub(crate) fn url(&self) -> String {
-        self.service.url(&self.told("port"))
+        match self.service {
+            Service::Kafka | Service::KafkaSecure => format!("127.0.0.1:{}", self.told("port")),
+            Service::KafkaCluster => {
+                let address = |node: &usize| format!("127.0.0.1:{}", self.told(&format!("{node}/port")));
+                NODES.iter().map(address).collect::<Vec<_>>().join(",")
+            }
+            Service::Postgres => format!("postgresql://postgres@127.0.0.1:{}/postgres", self.told("port")),
+            Service::SchemaRegistry => format!("http://127.0.0.1:{}/apis/ccompat/v7", self.told("port")),
+        }
     }
 
     /// Ends the process in an orderly way; the data stays.
@@ -119,7 +171,7 @@ impl Own {
         self.call("stop");
     }
 
-    /// Starts it again with its old data, at its old address.
+    /// Starts it again with its old data, at its old address; of a cluster, those of its nodes that do not run.
     pub(crate) fn start_again(&self) {
         self.call("start");
     }
@@ -132,6 +184,11 @@ impl Own {
     /// Its process; of PostgreSQL the one that has the others as children.
     pub(crate) fn pid(&self) -> u32 {
         self.told("pid").parse().expect("tests/services writes process ids")
+    }
+
+    /// The process of a node of the cluster, which are numbered from 1.
+    pub(crate) fn node(&self, node: usize) -> u32 {
+        self.told(&format!("{node}/pid")).parse().expect("tests/services writes process ids")
     }
 
     fn folder(&self) -> PathBuf {
