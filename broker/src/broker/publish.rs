@@ -252,17 +252,28 @@ impl Broker {
 
     /// Publishes for another part of the appliance. [`Broker::poll_local`] says by `token` when it is durable.
     pub fn publish_local(&mut self, token: u64, record: &Record<'_>, now: Now, log: &mut dyn Append) {
-        // No session has the key of a connection that was never opened, so No Local excludes nobody.
-        let nobody = Key::NONE;
-        match self.publish(nobody, record, now, log) {
-            Ok(place) => {
-                self.gate(place.offset.plus(1), nobody, Release::Local(token, place.offset));
-            }
-            Err(refused) => {
-                self.refused_publish(refused.into());
-                self.local_done.push_back((token, Err(refused)));
-            }
+        match self.append_local(record, now, log) {
+            Ok(offset) => self.await_local(token, offset),
+            Err(refused) => self.local_done.push_back((token, Err(refused))),
         }
+    }
+
+    /// Publishes for another part of the appliance, which asks for the last of several with
+    /// [`Broker::await_local`] when all of them are durable.
+    pub fn append_local(
+        &mut self,
+        record: &Record<'_>,
+        now: Now,
+        log: &mut dyn Append,
+    ) -> Result<Offset, Refused> {
+        // No session has the key of a connection that was never opened, so No Local excludes nobody.
+        let outcome = self.publish(Key::NONE, record, now, log);
+        outcome.map(|place| place.offset).inspect_err(|&refused| self.refused_publish(refused.into()))
+    }
+
+    /// Has [`Broker::poll_local`] say by `token` when everything up to and with `offset` is durable.
+    pub fn await_local(&mut self, token: u64, offset: Offset) {
+        self.gate(offset.plus(1), Key::NONE, Release::Local(token, offset));
     }
 
     /// The payload is not the text it is declared to be.

@@ -25,7 +25,7 @@ mod web;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -45,10 +45,11 @@ use self::transport::Counters;
 pub use self::transport::{Transport, TransportStats};
 pub use self::upgrade::{Upgrade, UpgradeError};
 use crate::auth::Access;
+use crate::broker::Now;
 pub use crate::broker::{DropReason, Limit, Limits, RateAction, RefusalReason, Stats};
 
 use crate::journal::{Appender, Journal, Storage};
-use crate::record::{Offset, Qos, Refused};
+use crate::record::{Offset, Properties, Qos, Record, Refused};
 use crate::topic::{TopicError, TopicName};
 
 /// Local publishes that may wait to be taken in; one more is refused as busy.
@@ -141,12 +142,58 @@ pub enum PublishError {
     Stopped,
 }
 
+impl LocalPublish {
+    /// What it becomes in the journal; `topic` is its topic.
+    fn record<'a>(&'a self, topic: TopicName<'a>, now: Now) -> Record<'a> {
+        Record {
+            time: now.wall,
+            client: &self.client,
+            topic,
+            properties: Properties::from_encoded(&self.properties),
+            payload: &self.payload,
+            qos: self.qos,
+            retain: self.retain,
+            // No client counts from 0: who published locally can always be told from who did at QoS 1 or 2.
+            packet_id: 0,
+        }
+    }
+}
+
+/// What became of a series of local publishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeriesOutcome {
+    /// So many, from the first on, are durable.
+    pub durable: usize,
+    /// Why the one behind them was not accepted, nor any after it; `None` when all were.
+    pub refused: Option<PublishError>,
+}
+
 type Done = Box<dyn FnOnce(Result<Offset, PublishError>) + Send>;
+type SeriesDone = Box<dyn FnOnce(SeriesOutcome) + Send>;
+
+/// Local publishes that keep their order.
+struct Series {
+    publishes: Vec<LocalPublish>,
+    /// Why the series was cut off behind them, if it was.
+    refused: Option<PublishError>,
+}
 
 enum Command {
     Publish(LocalPublish, Done),
+    Series(Series, SeriesDone),
     Adopt(Box<Adopted>),
     Drain(Duration),
+}
+
+impl Command {
+    /// Tells whoever waits for it that it will not be done.
+    fn refuse(self, error: PublishError) {
+        match self {
+            Self::Publish(_, done) => done(Err(error)),
+            Self::Series(_, done) => done(SeriesOutcome { durable: 0, refused: Some(error) }),
+            Self::Adopt(_) | Self::Drain(_) => {}
+        }
+    }
 }
 
 /// A connection whose WebSocket handshake was done elsewhere.
@@ -186,26 +233,50 @@ impl Handle {
         publish: LocalPublish,
         done: impl FnOnce(Result<Offset, PublishError>) + Send + 'static,
     ) {
+        match self.refusal(&publish) {
+            Some(error) => done(Err(error)),
+            None => self.send(Command::Publish(publish, Box::new(done))),
+        }
+    }
+
+    /// Publishes one after the other, up to the first that is refused, so that they keep their order when some have
+    /// to be tried again. `done` is called once, from this or the shard's thread, when all that were accepted are
+    /// durable. It must not block.
+    pub fn publish_series(
+        &self,
+        mut publishes: Vec<LocalPublish>,
+        done: impl FnOnce(SeriesOutcome) + Send + 'static,
+    ) {
+        let mut wrong = publishes.iter().map(|publish| self.refusal(publish)).enumerate();
+        let refused = wrong.find_map(|(at, refusal)| refusal.map(|refusal| (at, refusal)));
+        if let Some((at, _)) = refused {
+            publishes.truncate(at);
+        }
+        let refused = refused.map(|(_, refusal)| refusal);
+        if publishes.is_empty() {
+            return done(SeriesOutcome { durable: 0, refused });
+        }
+        self.send(Command::Series(Series { publishes, refused }, Box::new(done)));
+    }
+
+    /// Why `publish` can never be accepted, if it cannot.
+    fn refusal(&self, publish: &LocalPublish) -> Option<PublishError> {
         if let Err(error) = TopicName::new(&publish.topic) {
-            return done(Err(error.into()));
+            return Some(error.into());
         }
-        if publish.payload.len() > self.packet_bytes || publish.client.len() > usize::from(u16::MAX) {
-            return done(Err(PublishError::TooLarge));
-        }
-        match self.commands.try_send(Command::Publish(publish, Box::new(done))) {
+        let fits =
+            publish.payload.len() <= self.packet_bytes && publish.client.len() <= usize::from(u16::MAX);
+        (!fits).then_some(PublishError::TooLarge)
+    }
+
+    fn send(&self, command: Command) {
+        match self.commands.try_send(command) {
             Ok(()) => {
                 // If the shard cannot be woken, its next timer finds the command.
                 let _ = self.waker.wake();
             }
-            Err(error) => {
-                let (command, reason) = match error {
-                    std::sync::mpsc::TrySendError::Full(command) => (command, PublishError::Busy),
-                    std::sync::mpsc::TrySendError::Disconnected(command) => (command, PublishError::Stopped),
-                };
-                if let Command::Publish(_, done) = command {
-                    done(Err(reason));
-                }
-            }
+            Err(TrySendError::Full(command)) => command.refuse(PublishError::Busy),
+            Err(TrySendError::Disconnected(command)) => command.refuse(PublishError::Stopped),
         }
     }
 
@@ -316,3 +387,6 @@ impl Server {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,10 +25,12 @@ use super::memory::Meter;
 use super::reads;
 use super::socket::{ReadOutcome, Socket, Stream};
 use super::transport::Counters;
-use super::{Command, Done, LocalPublish, Options, PublishError, StartError, Stats};
+use super::{
+    Command, Done, LocalPublish, Options, PublishError, Series, SeriesDone, SeriesOutcome, StartError, Stats,
+};
 use crate::broker::{Broker, Gauges, Now, Received};
 use crate::journal::{Appender, Journal, Reader, StartAt, Storage};
-use crate::record::{Append, Offset, Properties, Record, Refused};
+use crate::record::{Append, Offset, Refused};
 use crate::slots::Key;
 use crate::topic::TopicName;
 
@@ -453,32 +455,55 @@ impl Shard {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Drain(deadline) => return Some(deadline),
-                Command::Publish(publish, done) => self.publish_local(publish, done, now),
+                Command::Publish(publish, done) => self.publish_local(&publish, done, now),
+                Command::Series(series, done) => self.publish_series(series, done, now),
                 Command::Adopt(adopted) => self.adopt(*adopted, now),
             }
         }
         None
     }
 
-    fn publish_local(&mut self, publish: LocalPublish, done: Done, now: Now) {
+    fn publish_local(&mut self, publish: &LocalPublish, done: Done, now: Now) {
         let topic = match TopicName::new(&publish.topic) {
             Ok(topic) => topic,
             Err(error) => return done(Err(error.into())),
         };
+        let token = self.await_local(done);
+        self.broker.publish_local(token, &publish.record(topic, now), now, &mut self.appender);
+    }
+
+    /// Stops at the first that is refused: what follows must not overtake it.
+    fn publish_series(&mut self, series: Series, done: SeriesDone, now: Now) {
+        let (mut last, mut accepted, mut refused) = (None, 0, series.refused);
+        for publish in &series.publishes {
+            let outcome = TopicName::new(&publish.topic).map_err(PublishError::from).and_then(|topic| {
+                let record = publish.record(topic, now);
+                self.broker.append_local(&record, now, &mut self.appender).map_err(PublishError::from)
+            });
+            match outcome {
+                Ok(offset) => (last, accepted) = (Some(offset), accepted + 1),
+                Err(error) => {
+                    refused = Some(error);
+                    break;
+                }
+            }
+        }
+        let Some(last) = last else { return done(SeriesOutcome { durable: 0, refused }) };
+        let token = self.await_local(Box::new(move |outcome| {
+            done(match outcome {
+                Ok(_) => SeriesOutcome { durable: accepted, refused },
+                Err(error) => SeriesOutcome { durable: 0, refused: Some(error) },
+            });
+        }));
+        self.broker.await_local(token, last);
+    }
+
+    /// Keeps `done` until what was published with the token is durable.
+    fn await_local(&mut self, done: Done) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
         self.local.insert(token, done);
-        let record = Record {
-            time: now.wall,
-            client: &publish.client,
-            topic,
-            properties: Properties::from_encoded(&publish.properties),
-            payload: &publish.payload,
-            qos: publish.qos,
-            retain: publish.retain,
-            packet_id: 0,
-        };
-        self.broker.publish_local(token, &record, now, &mut self.appender);
+        token
     }
 
     fn finish_local(&mut self) {
@@ -561,9 +586,7 @@ impl Shard {
         }
         self.save_last_checkpoint();
         while let Ok(command) = self.commands.try_recv() {
-            if let Command::Publish(_, done) = command {
-                done(Err(PublishError::Stopped));
-            }
+            command.refuse(PublishError::Stopped);
         }
         for (_, done) in self.local.drain() {
             done(Err(PublishError::Stopped));
