@@ -25,7 +25,7 @@ fn route(criterion: &mut Criterion) {
             bencher.iter(|| {
                 for topic in &topics {
                     let topic = TopicName::new(topic).expect("a legal topic");
-                    black_box(routes.destination(topic, "client"));
+                    black_box(routes.destination(topic, "client", b"23.5"));
                 }
             });
         });

@@ -1,16 +1,25 @@
-//! Topic Name and client to Kafka topic and key; pure.
+//! Topic Name, client and payload to Kafka topic and key; pure.
 //!
 //! Routes are tried in order and the first whose filter matches wins. A route's Kafka topic is legal by construction,
 //! and only configured topics ever come out: no device can invent one. What a topic resolves to is remembered in a
 //! bounded table, so that a device's second record costs one look-up.
 //!
-//! The key comes from the topic or the client alone. `sensors/temperature`, for one, has no device level: its key is
-//! the Client Identifier, even if the payload names a device.
+//! The payload is looked at only where a route asks for it ([`KeyRule::Payload`]). `sensors/temperature`, for one, has
+//! no device level: with [`KeyRule::Device`] its key is the Client Identifier, even if the payload names a device.
 
+mod key;
+mod pointer;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
 use std::hash::{BuildHasher, RandomState};
 
 use serde::{Deserialize, Serialize};
 use tidegate_broker::topic::{TopicFilter, TopicName};
+
+pub use key::KeyRule;
+pub use pointer::Pointer;
 
 /// The longest name of a Kafka topic in bytes.
 const KAFKA_TOPIC_BYTES_MAX: usize = 249;
@@ -20,37 +29,49 @@ const REMEMBERED_TOPICS: usize = 8_192;
 const REMEMBERED_TOPIC_BYTES_MAX: usize = 256;
 
 /// One line of the routing table, as it is configured.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouteConfig {
     /// Which topics it is for: an MQTT Topic Filter. `#` alone stands for every topic, also those beginning with `$`.
     pub filter: String,
     /// The Kafka topic that they go to.
     pub topic: String,
-    /// What the Kafka key is: see [`KeyRule`].
+    /// What the Kafka key is.
     #[serde(default)]
     pub key: KeyRule,
+    /// Partitions of the Kafka topic when it is created, -1 for the broker's default; `None` = as for all topics.
+    #[serde(default)]
+    pub partitions: Option<i32>,
+    /// How long the Kafka topic keeps records when it is created, in milliseconds, 0 for the broker's default, -1 for
+    /// ever; `None` = as for all topics.
+    #[serde(default)]
+    pub retention_ms: Option<i64>,
+    /// Which headers its records carry; `None` = as for all routes.
+    #[serde(default)]
+    pub headers: Option<HeaderStyle>,
 }
 
-/// What becomes the Kafka key. Records with the same key keep their order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Which headers a Kafka record carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum KeyRule {
-    /// The second level of a topic with at least three, as in `sensors/{device_id}/{metric}`; else the client.
-    Device,
-    /// The Client Identifier of the publisher.
-    #[default]
-    Client,
-    /// The whole Topic Name.
-    Topic,
-    /// No key: records are spread over the partitions, and their order is lost.
+pub enum HeaderStyle {
+    /// CloudEvents binary mode, and what the publisher sent along.
+    CloudEvents,
+    /// What the publisher sent along (user properties, content type, response topic, correlation data), and `ce_id`.
+    #[serde(alias = "user")]
+    Minimal,
+    /// None.
     None,
 }
 
 /// The routes that hold when none are configured.
 pub fn default_routes() -> Vec<RouteConfig> {
-    let route =
-        |filter: &str, topic: &str, key| RouteConfig { filter: filter.into(), topic: topic.into(), key };
+    let route = |filter: &str, topic: &str, key| RouteConfig {
+        filter: filter.into(),
+        topic: topic.into(),
+        key,
+        ..RouteConfig::default()
+    };
     vec![
         route("sensors/#", "sensors", KeyRule::Device),
         route("commands/#", "commands", KeyRule::Device),
@@ -61,12 +82,44 @@ pub fn default_routes() -> Vec<RouteConfig> {
 }
 
 /// Where a record goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination<'a> {
+    /// Which of the configured routes it is, counted from 0.
+    pub route: usize,
     /// Index into [`Routes::topics`].
     pub topic: usize,
     /// The Kafka key; `None` is no key.
-    pub key: Option<&'a str>,
+    pub key: Option<Cow<'a, str>>,
+}
+
+/// A Kafka topic that routes name, and what it is like when it is created.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KafkaTopic {
+    /// Its name.
+    pub name: String,
+    /// Partitions; as in [`RouteConfig`].
+    pub partitions: Option<i32>,
+    /// Milliseconds for which it keeps records; as in [`RouteConfig`].
+    pub retention_ms: Option<i64>,
+}
+
+impl KafkaTopic {
+    /// Takes in what one more route says of it; the error names what they do not agree on.
+    fn agree(&mut self, route: &RouteConfig) -> Result<(), &'static str> {
+        if let (Some(one), Some(other)) = (self.partitions, route.partitions)
+            && one != other
+        {
+            return Err("partitions");
+        }
+        if let (Some(one), Some(other)) = (self.retention_ms, route.retention_ms)
+            && one != other
+        {
+            return Err("retention");
+        }
+        self.partitions = self.partitions.or(route.partitions);
+        self.retention_ms = self.retention_ms.or(route.retention_ms);
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -88,7 +141,8 @@ enum KeyAt {
 
 #[derive(Clone, Copy, Debug)]
 struct Resolved {
-    topic: usize,
+    route: usize,
+    /// For a key from the payload: what it is if there is none.
     key: KeyAt,
 }
 
@@ -102,7 +156,7 @@ struct Remembered {
 #[derive(Debug)]
 pub struct Routes {
     routes: Vec<Route>,
-    topics: Vec<String>,
+    topics: Vec<KafkaTopic>,
     remembered: Vec<Option<Remembered>>,
     hasher: RandomState,
 }
@@ -111,25 +165,26 @@ impl Routes {
     /// Checks `configured` and tells every mistake in it.
     pub fn new(configured: &[RouteConfig]) -> Result<Self, Vec<String>> {
         let mut routes = Vec::with_capacity(configured.len());
-        let mut topics: Vec<String> = Vec::new();
+        let mut topics: Vec<KafkaTopic> = Vec::new();
         let mut mistakes = Vec::new();
-        for RouteConfig { filter, topic, key } in configured {
-            if let Err(why) = check_kafka_topic(topic) {
-                mistakes.push(format!("the route for {filter:?}: {why}"));
+        for route in configured {
+            let RouteConfig { filter, topic: name, key, .. } = route;
+            let mut wrong = |why: String| mistakes.push(format!("the route for {filter:?}: {why}"));
+            if let Err(why) = check_kafka_topic(name) {
+                wrong(why);
             }
-            let filter = match TopicFilter::new(filter) {
-                Ok(_) if filter == "#" => None,
-                Ok(parsed) => Some(parsed),
-                Err(why) => {
-                    mistakes.push(format!("the route for {filter:?}: {why}"));
-                    continue;
-                }
-            };
-            let topic = topics.iter().position(|known| known == topic).unwrap_or_else(|| {
-                topics.push(topic.clone());
+            let topic = topics.iter().position(|known| known.name == *name).unwrap_or_else(|| {
+                topics.push(KafkaTopic { name: name.clone(), partitions: None, retention_ms: None });
                 topics.len() - 1
             });
-            routes.push(Route { filter, topic, key: *key });
+            if let Err(what) = topics[topic].agree(route) {
+                wrong(format!("another route gives the topic {name:?} another {what}: say it once"));
+            }
+            match TopicFilter::new(filter) {
+                Ok(_) if filter == "#" => routes.push(Route { filter: None, topic, key: key.clone() }),
+                Ok(parsed) => routes.push(Route { filter: Some(parsed), topic, key: key.clone() }),
+                Err(why) => wrong(why.to_string()),
+            }
         }
         if configured.is_empty() {
             mistakes.push(
@@ -145,21 +200,34 @@ impl Routes {
     }
 
     /// The Kafka topics that records can go to, each once.
-    pub fn topics(&self) -> &[String] {
+    pub fn topics(&self) -> &[KafkaTopic] {
         &self.topics
     }
 
-    /// Where a record published by `client` at `topic` goes; `None` if no route matches.
-    pub fn destination<'a>(&mut self, topic: TopicName<'a>, client: &'a str) -> Option<Destination<'a>> {
+    /// Where a record with `payload`, published by `client` at `topic`, goes; `None` if no route matches.
+    pub fn destination<'a>(
+        &mut self,
+        topic: TopicName<'a>,
+        client: &'a str,
+        payload: &'a [u8],
+    ) -> Option<Destination<'a>> {
         let resolved = self.resolved(topic)?;
-        let key = match resolved.key {
-            KeyAt::Level { start, end } => Some(&topic.as_str()[usize::from(start)..usize::from(end)]),
-            KeyAt::Topic => Some(topic.as_str()),
-            // A key that everybody without a name shares would put them all into one partition.
-            KeyAt::Client => Some(client).filter(|client| !client.is_empty()),
-            KeyAt::Nowhere => None,
+        let route = &self.routes[resolved.route];
+        let in_payload = match &route.key {
+            KeyRule::Payload(pointer) => pointer.find(payload),
+            KeyRule::Device | KeyRule::Client | KeyRule::Topic | KeyRule::Level(_) | KeyRule::None => None,
         };
-        Some(Destination { topic: resolved.topic, key })
+        let key = in_payload.or_else(|| {
+            let key = match resolved.key {
+                KeyAt::Level { start, end } => Some(&topic.as_str()[usize::from(start)..usize::from(end)]),
+                KeyAt::Topic => Some(topic.as_str()),
+                // A key that everybody without a name shares would put them all into one partition.
+                KeyAt::Client => Some(client).filter(|client| !client.is_empty()),
+                KeyAt::Nowhere => None,
+            };
+            key.map(Cow::Borrowed)
+        });
+        Some(Destination { route: resolved.route, topic: route.topic, key })
     }
 
     fn resolved(&mut self, topic: TopicName<'_>) -> Option<Resolved> {
@@ -180,30 +248,36 @@ impl Routes {
     }
 
     fn resolve(&self, topic: TopicName<'_>) -> Option<Resolved> {
-        let route = self
-            .routes
-            .iter()
-            .find(|route| route.filter.as_ref().is_none_or(|filter| filter.matches(topic)))?;
-        let key = match route.key {
-            KeyRule::Device => device_level(topic.as_str()),
+        let matches = |route: &Route| route.filter.as_ref().is_none_or(|filter| filter.matches(topic));
+        let route = self.routes.iter().position(matches)?;
+        let key = match &self.routes[route].key {
+            KeyRule::Device | KeyRule::Payload(_) => device_level(topic.as_str()),
             KeyRule::Client => KeyAt::Client,
             KeyRule::Topic => KeyAt::Topic,
+            KeyRule::Level(number) => level(topic.as_str(), *number),
             KeyRule::None => KeyAt::Nowhere,
         };
-        Some(Resolved { topic: route.topic, key })
+        Some(Resolved { route, key })
     }
 }
 
-/// Where the device id lies in a topic of at least three levels, of which the second is not empty.
+/// Where the device id lies: the second level of a topic of at least three, if it is not empty.
 fn device_level(topic: &str) -> KeyAt {
-    let Some((first, rest)) = topic.split_once('/') else { return KeyAt::Client };
-    let Some((device, _)) = rest.split_once('/') else { return KeyAt::Client };
-    if device.is_empty() {
-        return KeyAt::Client;
+    if topic.bytes().filter(|byte| *byte == b'/').count() < 2 { KeyAt::Client } else { level(topic, 2) }
+}
+
+/// Where the level of this number lies, counted from 1, if there is one and it is not empty.
+fn level(topic: &str, number: u16) -> KeyAt {
+    let mut start = 0;
+    for (before, text) in topic.split('/').enumerate().take(number.into()) {
+        let end = start + text.len();
+        if before + 1 == usize::from(number) && start < end {
+            let at = |place: usize| u16::try_from(place).expect("a topic has at most 65535 bytes");
+            return KeyAt::Level { start: at(start), end: at(end) };
+        }
+        start = end + 1;
     }
-    let at = |position: usize| u16::try_from(position).expect("a topic has at most 65535 bytes");
-    let start = first.len() + 1;
-    KeyAt::Level { start: at(start), end: at(start + device.len()) }
+    KeyAt::Client
 }
 
 /// Why `name` cannot name a Kafka topic, if it cannot.
@@ -222,97 +296,4 @@ fn check_kafka_topic(name: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("a Kafka topic is made of letters, digits, '.', '_' and '-': {name:?} is not"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn destination(routes: &mut Routes, topic: &str, client: &str) -> Option<(String, Option<String>)> {
-        let found = routes.destination(TopicName::new(topic).unwrap(), client)?;
-        Some((routes.topics()[found.topic].clone(), found.key.map(Into::into)))
-    }
-
-    #[test]
-    fn the_default_routes_follow_the_topic_conventions() {
-        let mut routes = Routes::new(&default_routes()).unwrap();
-        let mut check = |topic: &str, kafka: &str, key: &str| {
-            let expected = Some((kafka.into(), Some(key.into())));
-            // The second look-up is answered by what the first left behind.
-            for _ in 0..2 {
-                assert_eq!(destination(&mut routes, topic, "client-1"), expected, "{topic}");
-            }
-        };
-        check("sensors/sensor01/temperature", "sensors", "sensor01");
-        check("sensors/étage-2/t/inner", "sensors", "étage-2");
-        check("sensors/temperature", "sensors", "client-1");
-        check("sensors//temperature", "sensors", "client-1");
-        check("sensors", "sensors", "client-1");
-        check("commands/valve-7/open", "commands", "valve-7");
-        check("alerts/critical", "alerts", "client-1");
-        check("devices/sensor01/status", "devices", "sensor01");
-        check("iot/sensors", "mqtt", "client-1");
-        check("/sensors/a/b", "mqtt", "client-1");
-        check("$thing/shadow", "mqtt", "client-1");
-        check("sensorsX/a/b", "mqtt", "client-1");
-    }
-
-    #[test]
-    fn the_same_topic_from_another_client_has_another_key() {
-        let mut routes = Routes::new(&default_routes()).unwrap();
-        let mut key = |client: &str| destination(&mut routes, "alerts/high", client).unwrap().1;
-        assert_eq!(key("a"), Some("a".into()));
-        assert_eq!(key("b"), Some("b".into()));
-        assert_eq!(key(""), None);
-    }
-
-    #[test]
-    fn the_first_route_that_matches_wins_and_without_one_a_record_stays_here() {
-        let route =
-            |filter: &str, topic: &str, key| RouteConfig { filter: filter.into(), topic: topic.into(), key };
-        let mut routes = Routes::new(&[
-            route("a/+/c", "one", KeyRule::Topic),
-            route("a/#", "two", KeyRule::None),
-            route("b", "one", KeyRule::Client),
-        ])
-        .unwrap();
-        assert_eq!(routes.topics(), ["one", "two"]);
-        assert_eq!(destination(&mut routes, "a/b/c", "x"), Some(("one".into(), Some("a/b/c".into()))));
-        assert_eq!(destination(&mut routes, "a/b", "x"), Some(("two".into(), None)));
-        assert_eq!(destination(&mut routes, "b", "x"), Some(("one".into(), Some("x".into()))));
-        assert_eq!(destination(&mut routes, "c", "x"), None);
-        assert_eq!(destination(&mut routes, "c", "x"), None);
-    }
-
-    #[test]
-    fn what_is_remembered_is_bounded_and_stays_right() {
-        let mut routes = Routes::new(&default_routes()).unwrap();
-        for number in 0..3 * REMEMBERED_TOPICS {
-            let (topic, device) = (format!("sensors/d{number}/t"), format!("d{number}"));
-            let expected = Some(("sensors".into(), Some(device)));
-            assert_eq!(destination(&mut routes, &topic, "c"), expected);
-        }
-        assert_eq!(routes.remembered.len(), REMEMBERED_TOPICS);
-        let long = format!("sensors/{}/t", "x".repeat(60_000));
-        assert_eq!(destination(&mut routes, &long, "c").unwrap().1.unwrap().len(), 60_000);
-        assert!(
-            routes.remembered.iter().flatten().all(|kept| kept.topic.len() <= REMEMBERED_TOPIC_BYTES_MAX)
-        );
-    }
-
-    #[test]
-    fn every_mistake_is_told() {
-        let route = |filter: &str, topic: &str| RouteConfig {
-            filter: filter.into(),
-            topic: topic.into(),
-            key: KeyRule::Client,
-        };
-        let mistakes =
-            Routes::new(&[route("a/#/b", "ok"), route("a", "not legal"), route("b", "..")]).unwrap_err();
-        assert_eq!(mistakes.len(), 3, "{mistakes:?}");
-        assert!(mistakes[0].contains("a/#/b") && mistakes[1].contains("not legal"), "{mistakes:?}");
-        assert_eq!(Routes::new(&[]).unwrap_err().len(), 1);
-        assert_eq!(Routes::new(&[route("a", &"x".repeat(250))]).unwrap_err().len(), 1);
-        assert!(Routes::new(&[route("a", &"x".repeat(249))]).is_ok());
-    }
 }

@@ -440,7 +440,13 @@ async fn a_topic_that_no_route_wants_stays_here_and_mistakes_are_told_at_once() 
     let mut filled = Filled::new();
     let mut config = config(servers, &prefix);
     let topic = format!("{prefix}only");
-    config.routes = vec![RouteConfig { filter: "a/+".into(), topic: topic.clone(), key: KeyRule::Topic }];
+    let route = RouteConfig {
+        filter: "a/+".into(),
+        topic: topic.clone(),
+        key: KeyRule::Topic,
+        ..RouteConfig::default()
+    };
+    config.routes = vec![route];
     filled.append("c", "a/b", b"", b"1");
     filled.append("c", "b/a", b"", b"2");
     filled.settle().await;

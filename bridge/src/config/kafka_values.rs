@@ -3,20 +3,25 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::route::{KeyRule, RouteConfig};
+use crate::route::{HeaderStyle, RouteConfig};
 
 use super::key::Raw;
 use super::kind::{Choice, Kind, Period, quoted};
 use super::source;
 
-const KEY_RULES: Choice<KeyRule> = Choice(&[
-    ("device", KeyRule::Device),
-    ("client", KeyRule::Client),
-    ("topic", KeyRule::Topic),
-    ("none", KeyRule::None),
+/// Which headers a record carries. `user` was the word for `minimal`.
+pub(super) const HEADERS: Choice<HeaderStyle> = Choice(&[
+    ("cloudevents", HeaderStyle::CloudEvents),
+    ("minimal", HeaderStyle::Minimal),
+    ("none", HeaderStyle::None),
+    ("user", HeaderStyle::Minimal),
 ]);
 
-/// A list of tables with `filter`, `topic` and, if it is not `client`, `key`.
+/// Partitions of a new topic.
+pub(super) const PARTITIONS: OrDefault = OrDefault { max: 10_000 };
+
+/// A list of tables with `filter`, `topic` and, where they are not as usual, `key`, `partitions`, `retention`,
+/// `headers`.
 pub(super) struct Routes;
 
 impl Kind<Vec<RouteConfig>> for Routes {
@@ -27,13 +32,8 @@ impl Kind<Vec<RouteConfig>> for Routes {
         }
     }
     fn show(&self, value: &Vec<RouteConfig>) -> Option<String> {
-        let routes: Vec<String> = value
-            .iter()
-            .map(|RouteConfig { filter, topic, key }| {
-                let key = KEY_RULES.show(key).unwrap_or_default();
-                format!("    {{ filter = {}, topic = {}, key = {key} }},\n", quoted(filter), quoted(topic))
-            })
-            .collect();
+        let routes: Vec<String> =
+            value.iter().map(|route| format!("    {{ {} }},\n", shown_route(route))).collect();
         Some(if routes.is_empty() { "[]".to_owned() } else { format!("[\n{}]", routes.concat()) })
     }
     fn read(&self, raw: &Raw) -> Result<Vec<RouteConfig>, String> {
@@ -49,20 +49,38 @@ const ROUTE: &str = "as in [{ filter = \"sensors/#\", topic = \"sensors\", key =
 
 fn route(raw: &Raw) -> Result<RouteConfig, String> {
     let Raw::Table(entries) = raw else { return Err(format!("is not a list of routes, {ROUTE}")) };
-    let (mut filter, mut topic, mut key) = (None, None, KeyRule::default());
+    let mut route = RouteConfig::default();
     for (name, value) in entries {
         match name.as_str() {
-            "filter" => filter = Some(value.one()?.to_owned()),
-            "topic" => topic = Some(value.one()?.to_owned()),
-            "key" => key = KEY_RULES.read(value)?,
+            "filter" => value.one()?.clone_into(&mut route.filter),
+            "topic" => value.one()?.clone_into(&mut route.topic),
+            "key" => route.key = value.one()?.parse()?,
+            "partitions" => route.partitions = Some(PARTITIONS.read(value)?),
+            "retention" => route.retention_ms = Some(TopicRetention.read(value)?),
+            "headers" => route.headers = Some(HEADERS.read(value)?),
             other => return Err(format!("{} is not a part of a route, {ROUTE}", quoted(other))),
         }
     }
-    match (filter, topic) {
-        (Some(filter), Some(topic)) => Ok(RouteConfig { filter, topic, key }),
-        (None, _) => Err(format!("a route has no filter, {ROUTE}")),
-        (_, None) => Err(format!("a route has no topic, {ROUTE}")),
+    if route.filter.is_empty() {
+        return Err(format!("a route has no filter, {ROUTE}"));
     }
+    if route.topic.is_empty() {
+        return Err(format!("a route has no topic, {ROUTE}"));
+    }
+    Ok(route)
+}
+
+fn shown_route(route: &RouteConfig) -> String {
+    let parts = [
+        ("filter", Some(quoted(&route.filter))),
+        ("topic", Some(quoted(&route.topic))),
+        ("key", Some(quoted(&route.key.to_string()))),
+        ("partitions", route.partitions.and_then(|count| PARTITIONS.show(&count))),
+        ("retention", route.retention_ms.and_then(|period| TopicRetention.show(&period))),
+        ("headers", route.headers.and_then(|headers| HEADERS.show(&headers))),
+    ];
+    let said = parts.into_iter().filter_map(|(name, value)| Some(format!("{name} = {}", value?)));
+    said.collect::<Vec<_>>().join(", ")
 }
 
 /// Properties of librdkafka. Where they are set in several places they add up.

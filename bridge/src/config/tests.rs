@@ -1,5 +1,7 @@
 //! Precedence, mistakes, secrets, and the shipped example.
 
+use crate::route::HeaderStyle;
+
 use super::*;
 
 fn environment(variables: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
@@ -271,4 +273,44 @@ fn properties_of_librdkafka_add_up_and_their_secrets_stay_hidden() {
     assert!(!format!("{loaded:?}{}", loaded.effective()).contains("hunter2"));
     let Mistakes(found) = Loaded::load(&sources("[kafka.properties]\nacks = 1\n", &[], &[])).unwrap_err();
     assert!(found[0].starts_with("tidegate.toml:1: kafka.properties.acks: "), "{found:?}");
+}
+
+#[test]
+fn a_route_says_what_its_topic_is_like_and_is_shown_as_it_is_read() {
+    let written = "{ filter = \"health/#\", topic = \"device_data\", key = \"/deviceId\", partitions = 3, retention = \"7d\", \
+                   headers = \"minimal\" }";
+    let routes = load(&format!("[kafka]\nroutes = [{written}]"), &[]).kafka.routes;
+    assert_eq!(
+        (routes[0].partitions, routes[0].retention_ms, routes[0].headers),
+        (Some(3), Some(7 * 86_400_000), Some(HeaderStyle::Minimal))
+    );
+    let loaded = Loaded::load(&sources(&format!("[kafka]\nroutes = [{written}]"), &[], &[])).unwrap();
+    assert!(loaded.effective().contains(written), "{}", loaded.effective());
+    let forever = "{ filter = \"a\", topic = \"a\", partitions = \"default\", retention = \"forever\", headers = \"user\" }";
+    let routes = load("", &[("TIDEGATE_KAFKA_ROUTES", forever)]).kafka.routes;
+    assert_eq!(
+        (routes[0].partitions, routes[0].retention_ms, routes[0].headers),
+        (Some(-1), Some(-1), Some(HeaderStyle::Minimal))
+    );
+    refused(
+        "[kafka]\nroutes = [{ filter = \"a\", topic = \"a\", key = \"deviceId\" }]",
+        &[],
+        &[
+            "tidegate.toml:2: kafka.routes: \"deviceId\" is not a key: write device, client, topic, level:2, /deviceId (a \
+           JSON pointer into the payload) or none",
+        ],
+    );
+    refused(
+        "[kafka]\nroutes = [{ filter = \"a\", topic = \"a\", partitions = 0 }]",
+        &[],
+        &["tidegate.toml:2: kafka.routes: \"0\" is not a whole number from 1 to 10000, or default"],
+    );
+}
+
+#[test]
+fn the_routes_for_health_devices_can_be_used() {
+    let config =
+        load(include_str!("../../../deploy/health.toml"), &[("KAFKA_BOOTSTRAP_SERVERS", "kafka:9092")]);
+    assert_eq!(config.kafka.routes.len(), 12);
+    assert_eq!(config.kafka.bootstrap_servers, "kafka:9092");
 }

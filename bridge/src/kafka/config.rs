@@ -9,7 +9,7 @@ use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use serde::{Deserialize, Serialize};
 
-use crate::route::{RouteConfig, Routes, default_routes};
+use crate::route::{HeaderStyle, RouteConfig, Routes, default_routes};
 
 /// Kafka as a destination; off while `bootstrap_servers` is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub struct Config {
     /// The largest record in bytes, key and headers included. Larger ones are rejected. A topic's own
     /// `max.message.bytes` counts if it is smaller.
     pub record_bytes_max: u32,
-    /// Which headers a record carries.
+    /// Which headers a record carries, unless its route says so.
     pub headers: HeaderStyle,
     /// The beginning of `ce_source`; the publisher's Client Identifier follows.
     pub source: String,
@@ -58,29 +58,18 @@ impl Default for Config {
     }
 }
 
-/// Which headers a Kafka record carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HeaderStyle {
-    /// CloudEvents binary mode, and the MQTT user properties.
-    CloudEvents,
-    /// The content type and the MQTT user properties.
-    User,
-    /// None.
-    None,
-}
-
 /// How the topics named by routes are created when they do not exist. Topics that exist are left as they are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TopicsConfig {
     /// Whether missing topics are created.
     pub create: bool,
-    /// Partitions of a new topic; -1 = the broker's default.
+    /// Partitions of a new topic, unless its route says so; -1 = the broker's default.
     pub partitions: i32,
     /// Replicas of a new topic; -1 = the broker's default.
     pub replication: i32,
-    /// How long a new topic keeps records, in milliseconds; 0 = the broker's default, -1 = for ever.
+    /// How long a new topic keeps records, unless its route says so, in milliseconds; 0 = the broker's default, -1 = for
+    /// ever.
     pub retention_ms: i64,
 }
 

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 
 use tidegate_broker::record::{Offset, Property, Record, Timestamp};
 
-use super::config::HeaderStyle;
+use crate::route::HeaderStyle;
 
 const EVENT_TYPE: &str = "io.tidegate.publish";
 
@@ -22,7 +22,6 @@ pub(super) trait HeaderSink {
 /// Writes the headers of one record after the other.
 #[derive(Debug)]
 pub(super) struct HeaderWriter {
-    style: HeaderStyle,
     id: String,
     id_prefix_bytes: usize,
     source: String,
@@ -34,11 +33,10 @@ pub(super) struct HeaderWriter {
 
 impl HeaderWriter {
     /// For the journal whose id is `journal`; `source` begins `ce_source`.
-    pub(super) fn new(style: HeaderStyle, journal: u128, source: &str) -> Self {
+    pub(super) fn new(journal: u128, source: &str) -> Self {
         let id = format!("{journal:032x}-");
         let source = format!("{source}/clients/");
         Self {
-            style,
             id_prefix_bytes: id.len(),
             id,
             source_prefix_bytes: source.len(),
@@ -48,20 +46,20 @@ impl HeaderWriter {
         }
     }
 
-    /// About how many headers a record has; 0 if none are wanted.
-    pub(super) const fn usual_count(&self) -> usize {
-        match self.style {
-            HeaderStyle::CloudEvents => 7,
-            HeaderStyle::User => 2,
-            HeaderStyle::None => 0,
-        }
-    }
-
     /// Adds the headers of `record`, which lies at `offset`, to `headers`.
-    pub(super) fn write(&mut self, offset: Offset, record: &Record<'_>, headers: &mut impl HeaderSink) {
-        match self.style {
+    pub(super) fn write(
+        &mut self,
+        style: HeaderStyle,
+        offset: Offset,
+        record: &Record<'_>,
+        headers: &mut impl HeaderSink,
+    ) {
+        match style {
             HeaderStyle::None => {}
-            HeaderStyle::User => write_properties(record, headers),
+            HeaderStyle::Minimal => {
+                write_properties(record, headers);
+                self.write_id(offset, headers);
+            }
             HeaderStyle::CloudEvents => {
                 write_properties(record, headers);
                 self.write_event(offset, record, headers);
@@ -69,12 +67,16 @@ impl HeaderWriter {
         }
     }
 
-    fn write_event(&mut self, offset: Offset, record: &Record<'_>, headers: &mut impl HeaderSink) {
+    fn write_id(&mut self, offset: Offset, headers: &mut impl HeaderSink) {
         self.id.truncate(self.id_prefix_bytes);
         push_decimal(&mut self.id, offset.0);
+        headers.add("ce_id", self.id.as_bytes());
+    }
+
+    fn write_event(&mut self, offset: Offset, record: &Record<'_>, headers: &mut impl HeaderSink) {
         self.name_client(record.client);
         headers.add("ce_specversion", b"1.0");
-        headers.add("ce_id", self.id.as_bytes());
+        self.write_id(offset, headers);
         headers.add("ce_source", self.source.as_bytes());
         headers.add("ce_type", EVENT_TYPE.as_bytes());
         headers.add("ce_subject", record.topic.as_str().as_bytes());
@@ -186,7 +188,7 @@ mod tests {
     }
 
     fn headers(style: HeaderStyle, client: &str, properties: &[u8]) -> Vec<(String, String)> {
-        let mut writer = HeaderWriter::new(style, 0xABC, "/tidegate");
+        let mut writer = HeaderWriter::new(0xABC, "/tidegate");
         let record = Record {
             time: Timestamp(1_753_626_600_007),
             client,
@@ -198,9 +200,9 @@ mod tests {
             packet_id: 1,
         };
         let mut collected = Collected::default();
-        writer.write(Offset(0), &record, &mut collected);
+        writer.write(style, Offset(0), &record, &mut collected);
         collected.0.clear();
-        writer.write(Offset(18_446_744_073_709_551_615), &record, &mut collected);
+        writer.write(style, Offset(18_446_744_073_709_551_615), &record, &mut collected);
         collected.0
     }
 
@@ -230,10 +232,16 @@ mod tests {
 
     #[test]
     fn fewer_headers_are_a_choice() {
-        let user =
-            owned(&[("k", "v"), ("ce_id", "x"), ("mqtt_response_topic", "r"), ("content-type", "text")]);
-        assert_eq!(headers(HeaderStyle::User, "c", USER_AND_CONTENT_TYPE), user);
-        assert_eq!(headers(HeaderStyle::User, "c", b""), []);
+        let id = "00000000000000000000000000000abc-18446744073709551615";
+        let minimal = owned(&[
+            ("k", "v"),
+            ("ce_id", "x"),
+            ("mqtt_response_topic", "r"),
+            ("content-type", "text"),
+            ("ce_id", id),
+        ]);
+        assert_eq!(headers(HeaderStyle::Minimal, "c", USER_AND_CONTENT_TYPE), minimal);
+        assert_eq!(headers(HeaderStyle::Minimal, "c", b""), owned(&[("ce_id", id)]));
         assert_eq!(headers(HeaderStyle::None, "c", USER_AND_CONTENT_TYPE), []);
     }
 

@@ -25,7 +25,8 @@ use tokio::task::spawn_blocking;
 use crate::health::Part;
 use crate::pump::{Reject, Rejects, Sink, SinkError};
 
-pub use config::{Config, HeaderStyle, TopicsConfig};
+pub use crate::route::HeaderStyle;
+pub use config::{Config, TopicsConfig};
 
 use native::{Event, Halt, Producer};
 use shape::Shaper;

@@ -24,6 +24,8 @@ use rdkafka::types::RDKafkaType;
 use tidegate_broker::record::{Appended, Batch, Entry, Offset, Record};
 use tokio::sync::Notify;
 
+use crate::route::KafkaTopic;
+
 use super::headers::HeaderSink;
 
 /// The headers of one record, owned by librdkafka's allocator.
@@ -146,7 +148,7 @@ unsafe extern "C" fn wake(_client: *mut rd::rd_kafka_t, opaque: *mut c_void) {
 
 impl Producer {
     /// Makes a producer for `topics`; it connects by itself. Fails if the configuration cannot be used.
-    pub(super) fn new(config: &ClientConfig, topics: &[String]) -> Result<Self, KafkaError> {
+    pub(super) fn new(config: &ClientConfig, topics: &[KafkaTopic]) -> Result<Self, KafkaError> {
         let native = config.create_native_config()?;
         // SAFETY: `native` is a live configuration, and not yet given away.
         unsafe {
@@ -171,13 +173,13 @@ impl Producer {
             handed_over: 0,
         };
         for topic in topics {
-            let name = CString::new(topic.as_str()).expect("a legal Kafka topic has no NUL");
+            let name = CString::new(topic.name.as_str()).expect("a legal Kafka topic has no NUL");
             // SAFETY: the client lives and the name ends in NUL; a null configuration means the default.
             let handle = unsafe {
                 rd::rd_kafka_topic_new(producer.client.native_ptr(), name.as_ptr(), ptr::null_mut())
             };
             if handle.is_null() {
-                return Err(KafkaError::ClientCreation(format!("the topic {topic} cannot be used")));
+                return Err(KafkaError::ClientCreation(format!("the topic {} cannot be used", topic.name)));
             }
             producer.topics.push(handle);
         }
@@ -486,7 +488,8 @@ mod tests {
             .set("message.timeout.ms", timeout_ms.to_string())
             .set("message.max.bytes", "2000")
             .set("queue.buffering.max.messages", records_max.to_string());
-        Producer::new(&config, &["t".into()]).unwrap()
+        let topic = KafkaTopic { name: "t".into(), partitions: None, retention_ms: None };
+        Producer::new(&config, &[topic]).unwrap()
     }
 
     fn all<'r>(_: Offset, record: &Record<'r>) -> Option<Outgoing<'r>> {

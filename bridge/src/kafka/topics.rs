@@ -15,8 +15,9 @@ use rdkafka::producer::{BaseProducer, DeliveryResult, Producer as _, ProducerCon
 use tokio::runtime::Handle;
 
 use crate::pump::SinkError;
+use crate::route::KafkaTopic;
 
-use super::config::Config;
+use super::config::{Config, TopicsConfig};
 use super::trouble;
 
 /// How long one attempt to reach any broker may take.
@@ -53,11 +54,11 @@ impl ClientContext for LastWords {
 /// Connects for long enough to make `topics` exist. Returns the largest record that all of them take, in bytes.
 ///
 /// Blocks, for [`REACH_TIMEOUT`] if nobody answers; must be called where blocking is allowed, inside `runtime`.
-pub(super) fn prepare(config: &Config, topics: &[String], runtime: &Handle) -> Result<u32, SinkError> {
+pub(super) fn prepare(config: &Config, topics: &[KafkaTopic], runtime: &Handle) -> Result<u32, SinkError> {
     let known = reach(config)?;
     let admin: AdminClient<LastWords> =
         config.client().create_with_context(LastWords::default()).map_err(unusable)?;
-    let missing: Vec<_> = topics.iter().filter(|topic| !known.contains(*topic)).collect();
+    let missing: Vec<_> = topics.iter().filter(|topic| !known.contains(&topic.name)).collect();
     if !missing.is_empty() {
         create(config, &admin, &missing, runtime)?;
     }
@@ -89,24 +90,24 @@ fn unusable(error: KafkaError) -> SinkError {
 fn create(
     config: &Config,
     admin: &AdminClient<LastWords>,
-    missing: &[&String],
+    missing: &[&KafkaTopic],
     runtime: &Handle,
 ) -> Result<(), SinkError> {
     if !config.topics.create {
         return Err(SinkError::Operator(format!(
             "Kafka has no topic {}: create it, or set kafka.topics.create = true",
-            missing[0]
+            missing[0].name
         )));
     }
-    let retention = config.topics.retention_ms.to_string();
-    let topics: Vec<_> = missing
-        .iter()
-        .map(|name| {
-            let replication = TopicReplication::Fixed(config.topics.replication);
-            let topic = NewTopic::new(name, config.topics.partitions, replication);
-            if config.topics.retention_ms == 0 { topic } else { topic.set("retention.ms", &retention) }
-        })
-        .collect();
+    let TopicsConfig { partitions, replication, retention_ms, .. } = config.topics;
+    let retention = |topic: &KafkaTopic| topic.retention_ms.unwrap_or(retention_ms).to_string();
+    let retentions: Vec<_> = missing.iter().map(|topic| retention(topic)).collect();
+    let new = missing.iter().zip(&retentions).map(|(topic, retention)| {
+        let replication = TopicReplication::Fixed(replication);
+        let new = NewTopic::new(&topic.name, topic.partitions.unwrap_or(partitions), replication);
+        if retention == "0" { new } else { new.set("retention.ms", retention) }
+    });
+    let topics: Vec<_> = new.collect();
     let options =
         AdminOptions::new().request_timeout(Some(ADMIN_TIMEOUT)).operation_timeout(Some(ADMIN_TIMEOUT));
     let results = runtime
@@ -123,8 +124,8 @@ fn create(
 }
 
 /// The smallest `max.message.bytes` of `topics`, if the brokers tell and it is below the configured limit.
-async fn smallest_limit(config: &Config, admin: &AdminClient<LastWords>, topics: &[String]) -> u32 {
-    let wanted: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+async fn smallest_limit(config: &Config, admin: &AdminClient<LastWords>, topics: &[KafkaTopic]) -> u32 {
+    let wanted: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(&topic.name)).collect();
     let options = AdminOptions::new().request_timeout(Some(ADMIN_TIMEOUT));
     // Who may not read the configuration of topics still may produce; then the configured limit has to be right.
     let described = admin.describe_configs(&wanted, &options).await.unwrap_or_default();

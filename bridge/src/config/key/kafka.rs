@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use crate::kafka::HeaderStyle;
-
-use super::super::kafka_values::{OrDefault, Properties, Routes, TopicRetention};
-use super::super::kind::{Choice, Kind, Millis, Period, Size, Switch, Text};
+use super::super::kafka_values::{HEADERS, OrDefault, PARTITIONS, Properties, Routes, TopicRetention};
+use super::super::kind::{Kind, Millis, Period, Size, Switch, Text};
 use super::Key;
 
 /// In the order of the example file.
@@ -28,21 +26,20 @@ pub(super) const KEYS: &[Key] = &[
     key!(
         "kafka.headers",
         kafka.headers,
-        Choice(&[
-            ("cloudevents", HeaderStyle::CloudEvents),
-            ("user", HeaderStyle::User),
-            ("none", HeaderStyle::None)
-        ]),
-        "Which headers a record carries: cloudevents (binary mode, and the MQTT user properties), user (content type \
-         and user properties) or none."
+        HEADERS,
+        "Which headers a record carries: cloudevents (binary mode, and what the publisher sent along), minimal (what \
+         the publisher sent along - user properties, content type, response topic, correlation data - and ce_id, the \
+         record's place in the journal) or none. A route may say otherwise."
     ),
     key!(
         "kafka.routes",
         kafka.routes,
         Routes,
         "Which MQTT topic goes to which Kafka topic: the first whose filter matches. The key is device (the second \
-         level of three or more, else the client), client, topic or none. A topic that no route matches is not \
-         carried."
+         level of three or more, else the client), client, topic, level:N (the Nth level, else the client), a JSON \
+         pointer (RFC 6901) such as /deviceId (the text, number or boolean that it names in the payload, else as \
+         device) or none. Also: partitions and retention of the Kafka topic when it is created, and headers, instead \
+         of those below and above. A topic that no route matches is not carried."
     ),
     key!(
         "kafka.compression",
@@ -95,8 +92,8 @@ pub(super) const KEYS: &[Key] = &[
     key!(
         "kafka.topics.partitions",
         kafka.topics.partitions,
-        OrDefault { max: 10_000 },
-        "Partitions of a new topic; default is the broker's own number."
+        PARTITIONS,
+        "Partitions of a new topic whose route gives none; default is the broker's own number."
     ),
     key!(
         "kafka.topics.replication",
@@ -108,6 +105,7 @@ pub(super) const KEYS: &[Key] = &[
         "kafka.topics.retention",
         kafka.topics.retention_ms,
         TopicRetention,
-        "How long a new topic keeps records; default is the broker's own span of time, forever has none."
+        "How long a new topic whose route does not say it keeps records; default is the broker's own span of time, \
+         forever has none."
     ),
 ];
