@@ -63,6 +63,9 @@ pub enum StartError {
         /// What is wrong with it.
         error: OpenError,
     },
+    /// A file with a secret of a sink cannot be used.
+    #[error("{0}")]
+    Secret(String),
     /// A file that says who may do what cannot be used.
     #[error(transparent)]
     Access(#[from] access_files::AccessFileError),
@@ -104,7 +107,7 @@ impl StartError {
     /// The exit code of the program (`sysexits.h`).
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Access(_) | Self::Certificate(_) => 64,
+            Self::Access(_) | Self::Certificate(_) | Self::Secret(_) => 64,
             Self::Listen { error, .. } if error.kind() == io::ErrorKind::AddrNotAvailable => 64,
             Self::Socket { error, .. } if error.kind() != io::ErrorKind::AddrInUse => 74,
             Self::InUse { .. } | Self::Listen { .. } | Self::Socket { .. } => 69,

@@ -168,6 +168,18 @@ impl Config {
         self.auth.password_file.clone().unwrap_or_else(|| self.data_dir.join("passwords"))
     }
 
+    /// Whether the files with secrets of the sinks that are on can be read now.
+    pub fn check_secrets(&self) -> Result<(), Mistakes> {
+        let mut unreadable = Vec::new();
+        if self.kafka.is_on() {
+            unreadable.extend(self.kafka.clone().read_secrets().err().into_iter().flatten());
+        }
+        if self.postgres.is_on() {
+            unreadable.extend(self.postgres.read_password().err());
+        }
+        if unreadable.is_empty() { Ok(()) } else { Err(Mistakes(unreadable)) }
+    }
+
     /// The ACL file: the configured one, else `acl` in the data folder.
     pub fn acl_path(&self) -> PathBuf {
         self.auth.acl_file.clone().unwrap_or_else(|| self.data_dir.join("acl"))
@@ -256,7 +268,7 @@ impl Loaded {
         let replaced = settings.iter().filter(|setting| !setting.key.adds_up);
         let replaced: Vec<&str> = replaced.map(|setting| setting.key.path).collect();
         let mut platform = platform::settings(&sources.environment);
-        platform.retain(|setting| !replaced.contains(&setting.key.path));
+        platform.retain(|setting| !platform::yields(setting.key.path, &replaced));
         platform.append(&mut settings);
 
         let mut loaded = Self { config: Config::default(), origins: BTreeMap::new() };
@@ -309,7 +321,9 @@ impl Loaded {
     /// Adds where the key was set to a mistake that a part has found, written as `section.key: what is wrong`.
     fn with_origin(&self, mistake: String) -> String {
         let path = mistake.split_once(": ").map_or("", |(path, _)| path);
-        let path = if path.starts_with("kafka.properties.") { "kafka.properties" } else { path };
+        let tables = ["kafka.properties", "kafka.property_files"];
+        let is_in = |table: &&str| path.strip_prefix(*table).is_some_and(|rest| rest.starts_with('.'));
+        let path = tables.into_iter().find(is_in).unwrap_or(path);
         let origin = self.origins.get(path);
         origin.map_or_else(|| mistake.clone(), |origin| format!("{origin}: {mistake}"))
     }

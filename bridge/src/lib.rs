@@ -13,3 +13,5 @@ pub mod kafka;
 pub mod postgres;
 pub mod pump;
 pub mod route;
+
+mod secret;

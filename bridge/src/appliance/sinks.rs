@@ -34,6 +34,7 @@ pub(super) struct Sinks {
 impl Sinks {
     /// Starts them; none has to be reachable.
     pub(super) fn start(config: &Config, journal: &Journal) -> Result<Self, StartError> {
+        config.check_secrets().map_err(|unreadable| StartError::Secret(unreadable.to_string()))?;
         let (drain, signal) = watch::channel(None);
         let mut sinks = Self { running: Vec::new(), drain };
         if config.kafka.is_on() {

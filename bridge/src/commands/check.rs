@@ -11,9 +11,8 @@ pub(crate) struct Arguments {
     pub(crate) example: bool,
 }
 
-/// Prints every key with its value, and where it was set.
-#[expect(clippy::unnecessary_wraps, reason = "every subcommand ends this way")]
+/// Prints every key with its value, and where it was set. `Err` if files with secrets cannot be read.
 pub(crate) fn run(loaded: &Loaded) -> Result<(), Failure> {
     print!("{}", loaded.effective());
-    Ok(())
+    loaded.config.check_secrets().map_err(Failure::usage)
 }

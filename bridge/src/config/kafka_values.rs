@@ -128,13 +128,15 @@ fn collect(
     Ok(())
 }
 
+/// Whether the value of the property of this name may be one.
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let parts = ["password", "secret", "token", "jaas", "oauthbearer", "key.pem", "passphrase"];
+    parts.iter().any(|part| name.contains(part))
+}
+
 /// Properties as a TOML table, without the values of those that may be secret.
 pub(super) fn shown(entries: &[(String, Raw)]) -> String {
-    let is_secret = |name: &str| {
-        ["password", "secret", "token", "jaas", "oauthbearer", "key.pem"]
-            .iter()
-            .any(|part| name.contains(part))
-    };
     let mut properties = BTreeMap::new();
     if collect("", entries, &mut properties).is_err() {
         return "{}".to_owned();

@@ -60,6 +60,16 @@ pub(super) fn settings(environment: &[(OsString, OsString)]) -> Vec<Setting> {
     found
 }
 
+/// Whether the platform's setting of the key `path` is not to be looked at, because of those set in other ways.
+pub(super) fn yields(path: &str, others: &[&str]) -> bool {
+    let rivals: &[&str] = match path {
+        "kafka.password_file" => &["kafka.password_file", "kafka.password"],
+        "postgres.password_file" => &["postgres.password_file", "postgres.url"],
+        path => return others.contains(&path),
+    };
+    rivals.iter().any(|rival| others.contains(rival))
+}
+
 /// What librdkafka calls them.
 const KAFKA_PROPERTIES: [(&str, &str); 4] = [
     ("KAFKA_SECURITY_PROTOCOL", "security.protocol"),
@@ -77,6 +87,8 @@ const PLAIN: &[(&str, &[&str])] = &[
     ("log.level", &["LOG_LEVEL"]),
     ("auth.jwt_issuer", &["JWT_ISSUER_URI"]),
     ("kafka.bootstrap_servers", &["KAFKA_BOOTSTRAP_SERVERS"]),
+    ("kafka.password_file", &["KAFKA_PASSWORD_FILE"]),
+    ("postgres.password_file", &["DB_PASSWORD_FILE"]),
 ];
 
 /// The HTTP listener's address; the default stands in for the half that is missing.

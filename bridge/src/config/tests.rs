@@ -203,6 +203,72 @@ fn the_platforms_database_variables_make_one_url() {
 }
 
 #[test]
+fn a_password_in_a_file_yields_to_whatever_else_names_one() {
+    let kafka = ("KAFKA_PASSWORD_FILE", "/platform");
+    let check = |variables: &[_], file: Option<&str>, password: &str| {
+        let kafka = load("", variables).kafka;
+        assert_eq!(kafka.password_file.as_deref(), file.map(std::path::Path::new), "{variables:?}");
+        assert_eq!(kafka.password, password, "{variables:?}");
+    };
+    check(&[kafka], Some("/platform"), "");
+    check(&[kafka, ("TIDEGATE_KAFKA_PASSWORD_FILE", "/own")], Some("/own"), "");
+    check(&[kafka, ("TIDEGATE_KAFKA_PASSWORD", "hunter2")], None, "hunter2");
+    let database =
+        [("DB_HOST", "db"), ("DB_NAME", "sensors"), ("DB_USER", "tide"), ("DB_PASSWORD_FILE", "/platform")];
+    let platform = std::path::Path::new("/platform");
+    assert_eq!(load("", &database).postgres.password_file.as_deref(), Some(platform));
+    let url = ("TIDEGATE_POSTGRES_URL", "postgres://tide:hunter2@db/sensors");
+    assert_eq!(load("", &[&database[..], &[url]].concat()).postgres.password_file, None);
+}
+
+#[test]
+fn files_with_secrets_are_asked_for_only_where_they_are_used() {
+    let variables = [
+        ("TIDEGATE_KAFKA_PASSWORD_FILE", "/nowhere/kafka"),
+        ("TIDEGATE_KAFKA_PROPERTY_FILES", "{ \"ssl.key.password\" = \"/nowhere/key\" }"),
+        ("TIDEGATE_POSTGRES_PASSWORD_FILE", "/nowhere/postgres"),
+    ];
+    assert_eq!(load("", &variables).check_secrets(), Ok(()));
+    let on = [
+        ("TIDEGATE_KAFKA_BOOTSTRAP_SERVERS", "localhost:9092"),
+        ("TIDEGATE_POSTGRES_URL", "postgres://tide@db/sensors"),
+    ];
+    let Mistakes(found) = load("", &[variables.as_slice(), &on].concat()).check_secrets().unwrap_err();
+    let missing = |key: &str, path: &str| {
+        format!("{key}: {path} cannot be read: No such file or directory (os error 2)")
+    };
+    let expected = [
+        missing("kafka.password_file", "/nowhere/kafka"),
+        missing("kafka.property_files.ssl.key.password", "/nowhere/key"),
+        missing("postgres.password_file", "/nowhere/postgres"),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_property_that_cannot_be_read_is_told_without_its_value() {
+    for text in [
+        "{ \"sasl.password\" = hunter2 }",
+        "{ \"sasl.password\" = 'hunter2 }",
+        "sasl.password=hunter2",
+        "hunter2",
+        "[\"hunter2\"]",
+        "{ \"sasl.password\" = [\"hunter2\"] }",
+        "{ sasl = { password = \"hunter2\" }, \"acks\" = 1 }",
+    ] {
+        let told =
+            Loaded::load(&sources("", &[("TIDEGATE_KAFKA_PROPERTIES", text)], &[])).unwrap_err().to_string();
+        assert!(!told.contains("hunter2"), "{told}");
+        let file = format!("[kafka]\nproperties = {text}\n");
+        let told = Loaded::load(&sources(&file, &[], &[])).unwrap_err().to_string();
+        assert!(!told.contains("hunter2"), "{told}");
+    }
+    let loaded = Loaded::load(&sources("", &[("TIDEGATE_KAFKA_PASSWORD", "hunter2")], &[])).unwrap();
+    assert!(loaded.effective().contains("\npassword = \"***\"  # TIDEGATE_KAFKA_PASSWORD"));
+    assert!(!format!("{loaded:?}{}", loaded.effective()).contains("hunter2"));
+}
+
+#[test]
 fn no_secret_is_ever_shown() {
     for url in [
         "postgres://tide:hunter2@db:5432/sensors",

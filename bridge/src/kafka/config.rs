@@ -4,22 +4,32 @@
 //! librdkafka property can be set. All mistakes are found before anything connects, and told together.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaConfRes;
 use serde::{Deserialize, Serialize};
 
 use crate::route::{HeaderStyle, RouteConfig, Routes, default_routes};
+use crate::secret;
 
 /// Kafka as a destination; off while `bootstrap_servers` is empty.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `host:port`, several separated by commas. Empty = Kafka is not used.
     pub bootstrap_servers: String,
     /// How this appliance names itself to the brokers.
     pub client_id: String,
-    /// Compression of record batches: `none`, `gzip`, `snappy` or `lz4`. Every client can read `none` and `gzip`.
+    /// The user that SASL names; empty for none.
+    pub username: String,
+    /// The user's password; empty for none.
+    pub password: String,
+    /// The file with the user's password, read whenever a connection is made anew; it stands above `password`.
+    pub password_file: Option<PathBuf>,
+    /// Compression of record batches: `none`, `gzip`, `snappy`, `lz4` or `zstd`. Every client can read `none` and `gzip`.
     pub compression: String,
     /// Milliseconds to wait for more records before a batch is sent.
     pub linger_ms: u32,
@@ -38,6 +48,8 @@ pub struct Config {
     pub routes: Vec<RouteConfig>,
     /// Any other property of librdkafka, by its own name.
     pub properties: BTreeMap<String, String>,
+    /// Properties of librdkafka, by name, with the file that holds the value. They stand above `properties`.
+    pub property_files: BTreeMap<String, String>,
 }
 
 impl Default for Config {
@@ -45,6 +57,9 @@ impl Default for Config {
         Self {
             bootstrap_servers: String::new(),
             client_id: "tidegate".into(),
+            username: String::new(),
+            password: String::new(),
+            password_file: None,
             compression: "none".into(),
             linger_ms: 5,
             batch_bytes: 1_000_000,
@@ -54,7 +69,24 @@ impl Default for Config {
             topics: TopicsConfig::default(),
             routes: default_routes(),
             properties: BTreeMap::new(),
+            property_files: BTreeMap::new(),
         }
+    }
+}
+
+impl fmt::Debug for Config {
+    /// Values of properties may be secrets, so only their names are shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("bootstrap_servers", &self.bootstrap_servers)
+            .field("client_id", &self.client_id)
+            .field("username", &self.username)
+            .field("password_file", &self.password_file)
+            .field("routes", &self.routes)
+            .field("topics", &self.topics)
+            .field("properties", &self.properties.keys())
+            .field("property_files", &self.property_files)
+            .finish_non_exhaustive()
     }
 }
 
@@ -113,6 +145,7 @@ impl Config {
             };
             mistakes.extend(wrong.map(|why| format!("kafka.properties.{key}: {why}")));
         }
+        mistakes.extend(self.access_mistakes());
         mistakes.extend(self.own_properties().into_iter().filter_map(|(property, value)| {
             let key = KEYS.iter().find(|(_, known)| *known == property).map_or(property, |(key, _)| *key);
             wrong_property(property, &value).map(|why| format!("kafka.{key}: {why}"))
@@ -136,7 +169,47 @@ impl Config {
         mistakes
     }
 
-    /// What a connection of any kind needs.
+    /// What is wrong with how it is to be known to the brokers.
+    fn access_mistakes(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        for property in self.property_files.keys() {
+            let wrong = match FIXED.iter().find(|(fixed, _)| fixed == property) {
+                Some((_, why)) => Some(format!("it cannot be set here: {why}")),
+                None => unknown_property(property),
+            };
+            mistakes.extend(wrong.map(|why| format!("kafka.property_files.{property}: {why}")));
+        }
+        let get = |property: &str| self.properties.get(property).map(|value| value.to_ascii_uppercase());
+        let protocol = get("security.protocol").unwrap_or_default();
+        let mechanism = get("sasl.mechanism").or_else(|| get("sasl.mechanisms"));
+        if protocol.starts_with("SASL") && !mechanism.as_deref().is_some_and(|it| MECHANISMS.contains(&it)) {
+            mistakes.push(format!(
+                "kafka.properties.sasl.mechanism: {} with security.protocol = {protocol}; use one of {}",
+                mechanism.map_or_else(|| "it is missing".to_owned(), |it| format!("{it} is not built in,")),
+                MECHANISMS.join(", ")
+            ));
+        }
+        mistakes
+    }
+
+    /// Reads the secrets that lie in files, as they are now. Returns which cannot be read, and why.
+    pub fn read_secrets(&mut self) -> Result<(), Vec<String>> {
+        let mut unreadable = Vec::new();
+        match self.password_file.as_deref().map(secret::read) {
+            Some(Ok(password)) => self.password = password,
+            Some(Err(why)) => unreadable.push(format!("kafka.password_file: {why}")),
+            None => {}
+        }
+        for (property, path) in &self.property_files {
+            match secret::read(Path::new(path)) {
+                Ok(value) => _ = self.properties.insert(property.clone(), value),
+                Err(why) => unreadable.push(format!("kafka.property_files.{property}: {why}")),
+            }
+        }
+        if unreadable.is_empty() { Ok(()) } else { Err(unreadable) }
+    }
+
+    /// What a connection of any kind needs. Secrets that lie in files are as [`Config::read_secrets`] has read them.
     pub(super) fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
         client
@@ -147,7 +220,24 @@ impl Config {
         for (key, value) in self.properties.iter().filter(|(key, _)| !is_producer_only(key)) {
             client.set(key, value);
         }
+        self.secure(&mut client);
         client
+    }
+
+    /// Who we are, and whom we believe.
+    fn secure(&self, client: &mut ClientConfig) {
+        for (property, value) in [("sasl.username", &self.username), ("sasl.password", &self.password)] {
+            if !value.is_empty() {
+                client.set(property, value);
+            }
+        }
+        let has = |property| client.get(property).is_some();
+        let is_tls =
+            client.get("security.protocol").is_some_and(|it| it.to_ascii_uppercase().ends_with("SSL"));
+        // An OpenSSL that is built in does not know where this system keeps the public authorities.
+        if is_tls && !has("ssl.ca.location") && !has("ssl.ca.pem") {
+            client.set("ssl.ca.location", "probe");
+        }
     }
 
     /// The producer; records larger than `record_bytes_max` are refused when they are handed over.
@@ -167,6 +257,7 @@ impl Config {
         for (key, value) in &self.properties {
             client.set(key, value);
         }
+        self.secure(&mut client);
         client.set("message.max.bytes", record_bytes_max.to_string());
         client
     }
@@ -191,6 +282,9 @@ const KEYS: &[(&str, &str)] = &[
     ("max_record_bytes", "message.max.bytes"),
 ];
 
+/// What SASL can be done with: the others need libraries that are not built in.
+const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
+
 /// Properties that librdkafka warns about when a client that does not produce has them.
 fn is_producer_only(key: &str) -> bool {
     [
@@ -213,6 +307,15 @@ fn wrong_property(key: &str, value: &str) -> Option<String> {
     alone.set(key, value);
     let error = alone.create_native_config().err()?;
     if let KafkaError::ClientConfig(_, why, _, _) = error { Some(why) } else { Some(error.to_string()) }
+}
+
+/// Why there is no property of this name, if there is none.
+fn unknown_property(key: &str) -> Option<String> {
+    let mut alone = ClientConfig::new();
+    alone.set(key, "");
+    let error = alone.create_native_config().err()?;
+    let is_unknown = matches!(error, KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..));
+    is_unknown.then(|| "librdkafka has no such property".to_owned())
 }
 
 #[cfg(test)]
@@ -264,6 +367,87 @@ mod tests {
             "{mistakes:#?}"
         );
         assert!(toml::from_str::<Config>("bootstrap = \"x\"").is_err());
+    }
+
+    #[test]
+    fn what_sasl_cannot_be_done_with_is_a_mistake() {
+        let check = |properties: &[(&str, &str)], expected: &[&str]| {
+            let properties =
+                properties.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+            assert_eq!(Config { properties, ..Config::default() }.mistakes(), expected);
+        };
+        let uses = "use one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512";
+        let wrong = |why: &str| {
+            format!("kafka.properties.sasl.mechanism: {why} with security.protocol = SASL_SSL; {uses}")
+        };
+        check(&[("security.protocol", "sasl_ssl"), ("sasl.mechanism", "SCRAM-SHA-512")], &[]);
+        check(&[("security.protocol", "SASL_SSL"), ("sasl.mechanisms", "PLAIN")], &[]);
+        check(&[("security.protocol", "SASL_SSL")], &[&wrong("it is missing")]);
+        let bearer = [("security.protocol", "SASL_SSL"), ("sasl.mechanism", "OAUTHBEARER")];
+        check(&bearer, &[&wrong("OAUTHBEARER is not built in,")]);
+    }
+
+    #[test]
+    fn secrets_in_files_are_those_of_the_moment_and_stand_above_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let mut config = Config {
+            username: "tide".into(),
+            password_file: Some(file("password").into()),
+            property_files: BTreeMap::from([("ssl.key.password".into(), file("key"))]),
+            properties: BTreeMap::from([("sasl.password".into(), "old".into())]),
+            ..Config::default()
+        };
+        let missing = |key: &str, name: &str| {
+            format!("kafka.{key}: {} cannot be read: No such file or directory (os error 2)", file(name))
+        };
+        let (password, key) =
+            (missing("password_file", "password"), missing("property_files.ssl.key.password", "key"));
+        assert_eq!(config.mistakes(), Vec::<String>::new());
+        assert_eq!(config.read_secrets(), Err(vec![password, key.clone()]));
+        std::fs::write(file("password"), "first\n").unwrap();
+        assert_eq!(config.read_secrets(), Err(vec![key]));
+        std::fs::write(file("key"), "locked\n").unwrap();
+        for password in ["first", "second"] {
+            std::fs::write(file("password"), password).unwrap();
+            config.read_secrets().unwrap();
+            for client in [config.client(), config.producer(1_000)] {
+                let get = |property| client.get(property).unwrap().to_owned();
+                assert_eq!(get("sasl.username"), "tide");
+                assert_eq!(get("sasl.password"), password);
+                assert_eq!(get("ssl.key.password"), "locked");
+            }
+        }
+        let shown = format!("{config:?}");
+        assert!(!["first", "second", "locked", "old"].iter().any(|secret| shown.contains(secret)), "{shown}");
+    }
+
+    #[test]
+    fn the_file_of_a_property_is_no_way_around() {
+        let files = ["acks", "no.such.thing", "ssl.key.password"].map(|name| (name.into(), "/secret".into()));
+        let config = Config { property_files: BTreeMap::from(files), ..Config::default() };
+        assert_eq!(
+            config.mistakes(),
+            [
+                "kafka.property_files.acks: it cannot be set here: delivery relies on it being all",
+                "kafka.property_files.no.such.thing: librdkafka has no such property",
+            ]
+        );
+    }
+
+    #[test]
+    fn public_authorities_are_looked_for_unless_one_is_named() {
+        let check = |properties: &[(&str, &str)], expected: Option<&str>| {
+            let properties =
+                properties.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+            let config = Config { properties, ..Config::default() };
+            assert_eq!(config.client().get("ssl.ca.location"), expected);
+        };
+        check(&[], None);
+        check(&[("security.protocol", "SASL_PLAINTEXT")], None);
+        check(&[("security.protocol", "SASL_SSL")], Some("probe"));
+        check(&[("security.protocol", "ssl"), ("ssl.ca.location", "/ca.pem")], Some("/ca.pem"));
+        check(&[("security.protocol", "ssl"), ("ssl.ca.pem", "-----BEGIN")], None);
     }
 
     #[test]

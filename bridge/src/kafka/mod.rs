@@ -173,6 +173,7 @@ impl Sink for KafkaSink {
         if self.producer.as_ref().is_some_and(|producer| !producer.is_idle()) {
             self.discard().await;
         }
+        self.config.read_secrets().map_err(|unreadable| SinkError::Operator(unreadable.join("; ")))?;
         let (config, topics) = (self.config.clone(), self.shaper.topics().to_vec());
         let runtime = Handle::current();
         let record_bytes_max = spawn_blocking(move || topics::prepare(&config, &topics, &runtime))

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio_postgres::config::{Host, SslMode};
 
 use super::tls::Verify;
+use crate::secret;
 
 /// What the section `[postgres]` of the configuration holds.
 #[derive(Clone, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub struct Config {
     pub rollup_retention_days: Option<u32>,
     /// The role that may read the schema; empty for none. At most 63 bytes, not beginning with `pg_`.
     pub reader_role: String,
+    /// The file with the role's password, read at each connect; it stands above a password in `url`.
+    pub password_file: Option<PathBuf>,
     /// The authority that the server's certificate must be of, in PEM; `sslrootcert` in `url` stands above it.
     pub tls_ca_file: Option<PathBuf>,
 }
@@ -51,6 +54,7 @@ impl Default for Config {
             retention_days: None,
             rollup_retention_days: None,
             reader_role: String::new(),
+            password_file: None,
             tls_ca_file: None,
         }
     }
@@ -70,6 +74,7 @@ impl fmt::Debug for Config {
             .field("retention_days", &self.retention_days)
             .field("rollup_retention_days", &self.rollup_retention_days)
             .field("reader_role", &self.reader_role)
+            .field("password_file", &self.password_file)
             .field("tls_ca_file", &self.tls_ca_file)
             .finish()
     }
@@ -224,6 +229,13 @@ impl Config {
             .keepalives_retries(3)
             .tcp_user_timeout(self.statement_timeout);
         Ok(target)
+    }
+
+    /// The password that lies in the file now, if there is a file. `Err` says why it cannot be read.
+    pub fn read_password(&self) -> Result<Option<String>, String> {
+        let read =
+            |path: &PathBuf| secret::read(path).map_err(|why| format!("postgres.password_file: {why}"));
+        self.password_file.as_ref().map(read).transpose()
     }
 
     /// Whether TLS is spoken, what is asked of the server's certificate, and the file with the authority.
@@ -400,6 +412,7 @@ mod tests {
             retention_days: Some(0),
             rollup_retention_days: Some(0),
             reader_role: "public".to_owned(),
+            password_file: None,
             tls_ca_file: None,
         };
         let mistakes = config.mistakes();

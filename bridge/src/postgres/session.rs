@@ -56,7 +56,10 @@ impl Drop for Session {
 impl Session {
     /// Connects, brings the schema up to date, and reads the cursor.
     pub(super) async fn open(config: &Config, journal: JournalId) -> Result<Self, SinkError> {
-        let target = config.target().map_err(SinkError::Operator)?;
+        let mut target = config.target().map_err(SinkError::Operator)?;
+        if let Some(password) = config.read_password().map_err(SinkError::Operator)? {
+            target.password(password);
+        }
         let tls = config.tls().and_then(|(_, verify, file)| tls::connector(verify, file.as_deref()));
         // The library's own timeout counts for each address alone, and not for what follows the connect.
         let (wait, connecting) = (config.connect_timeout, target.connect(tls.map_err(SinkError::Operator)?));

@@ -18,6 +18,32 @@ pub(super) const KEYS: &[Key] = &[
     .sample("\"127.0.0.1:9092\""),
     key!("kafka.client_id", kafka.client_id, Text, "How this appliance names itself to the brokers."),
     key!(
+        "kafka.username",
+        kafka.username,
+        Text,
+        "Who it is by SASL. In kafka.properties belong security.protocol (sasl_ssl or sasl_plaintext) and sasl.mechanism \
+         (SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN). Also KAFKA_USERNAME, with KAFKA_SECURITY_PROTOCOL and \
+         KAFKA_SASL_MECHANISM."
+    )
+    .sample("\"tidegate\""),
+    key!(
+        "kafka.password",
+        kafka.password,
+        Text,
+        "Its password. Better in kafka.password_file or TIDEGATE_KAFKA_PASSWORD. Also KAFKA_PASSWORD."
+    )
+    .secret()
+    .sample("\"...\""),
+    key!(
+        "kafka.password_file",
+        kafka.password_file,
+        Text,
+        "The file with its password, which stands above kafka.password; the end of its last line does not count. It is read whenever a connection is \
+         made anew, also after the password was refused, so that a changed password needs no restart. Also \
+         KAFKA_PASSWORD_FILE."
+    )
+    .sample("\"/run/secrets/kafka\""),
+    key!(
         "kafka.source",
         kafka.source,
         Text,
@@ -45,7 +71,7 @@ pub(super) const KEYS: &[Key] = &[
         "kafka.compression",
         kafka.compression,
         Text,
-        "Compression of record batches: none, gzip, snappy or lz4. Every client can read none and gzip."
+        "Compression of record batches: none, gzip, snappy, lz4 or zstd. Every client can read none and gzip."
     ),
     key!(
         "kafka.linger",
@@ -77,12 +103,28 @@ pub(super) const KEYS: &[Key] = &[
             kafka.properties,
             Properties,
             "Any other property of librdkafka, by its own name; also as lines of a section [kafka.properties]. What \
-             delivery relies on cannot be set. Also KAFKA_USERNAME, KAFKA_PASSWORD, KAFKA_SECURITY_PROTOCOL, \
-             KAFKA_SASL_MECHANISM."
+             delivery relies on cannot be set. For TLS: security.protocol (ssl or sasl_ssl), ssl.ca.location (an \
+             authority in PEM; else the system's) and, to show a certificate, ssl.certificate.location and \
+             ssl.key.location."
         )
     }
     .secret()
-    .sample("{ \"security.protocol\" = \"sasl_plaintext\", \"sasl.mechanism\" = \"PLAIN\" }"),
+    .sample("{ \"security.protocol\" = \"sasl_ssl\", \"sasl.mechanism\" = \"SCRAM-SHA-512\" }"),
+    Key {
+        adds_up: true,
+        set: |config, raw| {
+            config.kafka.property_files.extend(Properties.read(raw)?);
+            Ok(())
+        },
+        ..key!(
+            "kafka.property_files",
+            kafka.property_files,
+            Properties,
+            "Properties of librdkafka whose values lie in files, read as kafka.password_file is: the name and the file \
+             of each."
+        )
+    }
+    .sample("{ \"ssl.key.password\" = \"/run/secrets/kafka-key\" }"),
     key!(
         "kafka.topics.create",
         kafka.topics.create,

@@ -12,11 +12,18 @@ pub(super) const KEYS: &[Key] = &[
         postgres.url,
         Text,
         "The database, as postgres://user:password@host:port/database or host=... user=...; naming it switches the \
-         sink on. It may be away. Better set by TIDEGATE_POSTGRES_URL than written here, when there is a password in \
-         it. Also DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASSWORD, DB_SSL_MODE, or DB_CONNECTION_STRING."
+         sink on. It may be away. A password is better in postgres.password_file or TIDEGATE_POSTGRES_URL than here. Also DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASSWORD, DB_SSL_MODE, or DB_CONNECTION_STRING."
     )
     .secret()
     .sample("\"postgres://tidegate@127.0.0.1:5432/tidegate\""),
+    key!(
+        "postgres.password_file",
+        postgres.password_file,
+        Text,
+        "The file with the role's password; the end of its last line does not count. It is read at each connect, so \
+         that a changed password needs no restart, and stands above a password in url. Also DB_PASSWORD_FILE."
+    )
+    .sample("\"/run/secrets/postgres\""),
     key!(
         "postgres.schema",
         postgres.schema,
