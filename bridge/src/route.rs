@@ -281,7 +281,7 @@ fn level(topic: &str, number: u16) -> KeyAt {
 }
 
 /// Why `name` cannot name a Kafka topic, if it cannot.
-fn check_kafka_topic(name: &str) -> Result<(), String> {
+pub(crate) fn check_kafka_topic(name: &str) -> Result<(), String> {
     if name.is_empty() || name.len() > KAFKA_TOPIC_BYTES_MAX {
         return Err(format!(
             "a Kafka topic has 1 to {KAFKA_TOPIC_BYTES_MAX} characters, {name:?} has {}",

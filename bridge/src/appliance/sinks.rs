@@ -39,7 +39,9 @@ impl Sinks {
         let mut sinks = Self { running: Vec::new(), drain };
         if config.kafka.is_on() {
             let part = Part::new(KAFKA);
-            let sink = KafkaSink::new(&config.kafka, journal.id(), part.clone());
+            let mut kafka = config.kafka.clone();
+            kafka.dead_letter.folder = Some(config.data_dir.join("dead-letters"));
+            let sink = KafkaSink::new(&kafka, journal.id(), part.clone());
             let sink = sink.map_err(|mistakes| StartError::Internal {
                 part: "the Kafka sink",
                 error: mistakes.join("; "),

@@ -12,7 +12,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
 use serde::{Deserialize, Serialize};
 
-use crate::route::{HeaderStyle, RouteConfig, Routes, default_routes};
+use crate::route::{HeaderStyle, RouteConfig, Routes, check_kafka_topic, default_routes};
 use crate::secret;
 
 /// Kafka as a destination; off while `bootstrap_servers` is empty.
@@ -44,6 +44,8 @@ pub struct Config {
     pub source: String,
     /// How topics are created.
     pub topics: TopicsConfig,
+    /// What becomes of records that Kafka does not take.
+    pub dead_letter: DeadLetterConfig,
     /// Which MQTT topic goes to which Kafka topic; the first that matches wins.
     pub routes: Vec<RouteConfig>,
     /// Any other property of librdkafka, by its own name.
@@ -67,6 +69,7 @@ impl Default for Config {
             headers: HeaderStyle::CloudEvents,
             source: "/tidegate".into(),
             topics: TopicsConfig::default(),
+            dead_letter: DeadLetterConfig::default(),
             routes: default_routes(),
             properties: BTreeMap::new(),
             property_files: BTreeMap::new(),
@@ -108,6 +111,34 @@ pub struct TopicsConfig {
 impl Default for TopicsConfig {
     fn default() -> Self {
         Self { create: true, partitions: 3, replication: -1, retention_ms: 0 }
+    }
+}
+
+/// What becomes of records that their Kafka topic will never take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeadLetterConfig {
+    /// The Kafka topic that they go to, created like the others; `None` = none, all go into the file.
+    pub topic: Option<String>,
+    /// Milliseconds for which a missing topic is waited for before its records are dead letters, and after which it is
+    /// tried again.
+    pub patience_ms: u32,
+    /// What the file of those that no topic takes, and the one before it, hold together, in bytes.
+    pub file_bytes_max: u64,
+    /// Where the file lies. Whoever composes the appliance says it; `None` = there is none, what no topic takes is
+    /// only counted.
+    #[serde(skip)]
+    pub folder: Option<PathBuf>,
+}
+
+impl Default for DeadLetterConfig {
+    fn default() -> Self {
+        Self {
+            topic: Some("tidegate-dead-letter".into()),
+            patience_ms: 30_000,
+            file_bytes_max: 64 << 20,
+            folder: None,
+        }
     }
 }
 
@@ -163,6 +194,15 @@ impl Config {
         if retention_ms < -1 {
             mistakes.push(format!("kafka.topics.retention: {retention_ms} ms must be positive, 0 or -1"));
         }
+        if let Some(topic) = &self.dead_letter.topic {
+            let carried = self.routes.iter().any(|route| route.topic == *topic);
+            let wrong = if carried {
+                Err(format!("a route carries records to {topic:?} as well"))
+            } else {
+                check_kafka_topic(topic)
+            };
+            mistakes.extend(wrong.err().map(|why| format!("kafka.dead_letter.topic: {why}")));
+        }
         if self.source.is_empty() {
             mistakes.push("kafka.source: it cannot be empty, CloudEvents asks for a source".into());
         }
@@ -216,6 +256,8 @@ impl Config {
             .set("bootstrap.servers", self.bootstrap_servers.trim())
             .set("client.id", &self.client_id)
             .set("socket.keepalive.enable", "true")
+            // Topics are created by us, as configured, or not at all.
+            .set("allow.auto.create.topics", "false")
             .set("reconnect.backoff.max.ms", "2000");
         for (key, value) in self.properties.iter().filter(|(key, _)| !is_producer_only(key)) {
             client.set(key, value);
@@ -240,8 +282,9 @@ impl Config {
         }
     }
 
-    /// The producer; records larger than `record_bytes_max` are refused when they are handed over.
-    pub(super) fn producer(&self, record_bytes_max: u32) -> ClientConfig {
+    /// The producer of record batches of at most `batch_bytes_max`, or of one record of at most `record_bytes_max`;
+    /// larger ones are refused when they are handed over.
+    pub(super) fn producer(&self, batch_bytes_max: u32, record_bytes_max: u32) -> ClientConfig {
         let mut client = self.client();
         client
             .set("enable.idempotence", "true")
@@ -258,6 +301,8 @@ impl Config {
             client.set(key, value);
         }
         self.secure(&mut client);
+        let batch = client.get("batch.size").and_then(|bytes| bytes.parse().ok()).unwrap_or(self.batch_bytes);
+        client.set("batch.size", batch.min(batch_bytes_max).max(1).to_string());
         client.set("message.max.bytes", record_bytes_max.to_string());
         client
     }
@@ -341,6 +386,7 @@ mod tests {
             source = ""
             routes = [{ filter = "a/#/b", topic = "x" }]
             topics = { partitions = 0, replication = 0, retention_ms = -2 }
+            dead_letter = { topic = "not legal" }
             [properties]
             "acks" = "1"
             "no.such.thing" = "1"
@@ -362,11 +408,17 @@ mod tests {
                 "kafka.topics.partitions",
                 "kafka.topics.replication",
                 "kafka.topics.retention",
+                "kafka.dead_letter.topic",
                 "kafka.source",
             ],
             "{mistakes:#?}"
         );
         assert!(toml::from_str::<Config>("bootstrap = \"x\"").is_err());
+        let config: Config = toml::from_str("dead_letter = { topic = \"mqtt\" }").unwrap();
+        assert_eq!(
+            config.mistakes(),
+            ["kafka.dead_letter.topic: a route carries records to \"mqtt\" as well"]
+        );
     }
 
     #[test]
@@ -411,7 +463,7 @@ mod tests {
         for password in ["first", "second"] {
             std::fs::write(file("password"), password).unwrap();
             config.read_secrets().unwrap();
-            for client in [config.client(), config.producer(1_000)] {
+            for client in [config.client(), config.producer(1_000, 1_000)] {
                 let get = |property| client.get(property).unwrap().to_owned();
                 assert_eq!(get("sasl.username"), "tide");
                 assert_eq!(get("sasl.password"), password);
@@ -455,11 +507,13 @@ mod tests {
         let mut config = Config { bootstrap_servers: " localhost:1 ".into(), ..Config::default() };
         config.properties.insert("socket.timeout.ms".into(), "1234".into());
         config.properties.insert("linger.ms".into(), "77".into());
-        let native = config.producer(500_000).create_native_config().unwrap();
+        let native = config.producer(400_000, 500_000).create_native_config().unwrap();
         let check = |key: &str, value: &str| assert_eq!(native.get(key).unwrap(), value, "{key}");
         check("socket.timeout.ms", "1234");
         check("linger.ms", "77");
         check("message.max.bytes", "500000");
+        check("batch.size", "400000");
+        check("allow.auto.create.topics", "false");
         check("bootstrap.servers", "localhost:1");
         check("enable.idempotence", "true");
         check("message.timeout.ms", "0");

@@ -7,45 +7,93 @@
 //! While brokers are away, what has been handed over stays with librdkafka, which has no time-out and a bounded
 //! queue; the rest is lag. Only an error that librdkafka cannot mend by itself makes a new producer, and then
 //! everything from the last confirmed record on is produced again: at least once, in order.
+//!
+//! What a topic will never take is a dead letter: it goes to the dead-letter topic or into a file, and only then is
+//! confirmed, so that the records behind it go on. What is wrong with the whole connection still stops everything.
 
 mod config;
+mod dead_letter;
 mod headers;
 mod native;
 mod shape;
+mod standing;
 mod topics;
 mod trouble;
 mod watch;
 
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
 use rdkafka::error::RDKafkaErrorCode;
 use tidegate_broker::journal::JournalId;
 use tidegate_broker::record::{Batch, Offset};
-use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
 use crate::health::Part;
-use crate::pump::{Reject, Rejects, Sink, SinkError};
+use crate::pump::{Sink, SinkError};
 
 pub use crate::route::HeaderStyle;
-pub use config::{Config, TopicsConfig};
+pub use config::{Config, DeadLetterConfig, TopicsConfig};
 
+use dead_letter::Wrong;
 use native::{Event, Halt, Producer};
 use shape::Shaper;
 use trouble::Verdict;
 use watch::Watch;
+
+/// What librdkafka and we count differently in the size of a record, at most; it is not to refuse what fits.
+const RECORD_BYTES_SLACK: u32 = 1_000;
+/// The least that librdkafka accepts as `message.max.bytes`, and the most.
+const RECORD_BYTES: (u32, u32) = (1_000, 1_000_000_000);
+/// How long the brokers may take to say how one topic is that has come back.
+const TOPIC_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Writes batches to Kafka.
 #[derive(Debug)]
 pub struct KafkaSink {
     config: Config,
     shaper: Shaper,
-    rejects: Rejects,
-    /// Rejects of batches not wholly confirmed, in no particular order.
-    rejected: Vec<Reject>,
     producer: Option<Producer>,
     watch: Watch,
-    /// A broker refused a record as too large that our own limit had let through; once is answered by asking for the
-    /// limit again, twice by believing it.
-    limit_doubted_at: Option<Offset>,
+    /// Dead letters that failed to be what they were, held back by the producer until it has room for them.
+    again: VecDeque<Offset>,
+    doubt: Doubt,
+}
+
+/// Whether a broker is believed that finds a record too large which our own limits have let through: it says so of the
+/// whole record batch, and of each record in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doubt {
+    /// It was not said.
+    Nothing,
+    /// It was said of the record at this offset, and the limits were asked for anew.
+    Limits(Offset),
+    /// It was said again: each record goes in a batch of its own, so that it is the record that is too large, and not
+    /// its neighbours.
+    Batches,
+    /// What was doubtful is stored: the next producer is as usual again.
+    Settled,
+}
+
+impl Doubt {
+    /// A broker finds the record at `offset` too large. Returns whether that is doubted.
+    fn grows(&mut self, offset: Offset) -> bool {
+        *self = match *self {
+            Self::Batches => return false,
+            Self::Limits(before) if before == offset => Self::Batches,
+            Self::Limits(_) | Self::Nothing | Self::Settled => Self::Limits(offset),
+        };
+        true
+    }
+}
+
+/// How librdkafka let a record go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// When it was handed over.
+    AtOnce,
+    /// With its delivery report.
+    Reported,
 }
 
 impl KafkaSink {
@@ -58,18 +106,18 @@ impl KafkaSink {
         }
         Ok(Self {
             config: config.clone(),
-            shaper: Shaper::new(config, journal, part.name())?,
-            rejects: Rejects::new(part),
-            rejected: Vec::new(),
+            shaper: Shaper::new(config, journal, part)?,
             producer: None,
             watch: Watch::new(),
-            limit_doubted_at: None,
+            again: VecDeque::new(),
+            doubt: Doubt::Nothing,
         })
     }
 
     /// Ends the producer, if there is one; what it had in flight is offered again by the pump.
     async fn discard(&mut self) {
-        self.rejected.clear();
+        self.shaper.forget();
+        self.again.clear();
         self.watch = Watch::new();
         if let Some(producer) = self.producer.take() {
             // It joins librdkafka's threads.
@@ -77,25 +125,43 @@ impl KafkaSink {
         }
     }
 
+    /// A producer for what is known of the topics.
+    fn begin(&mut self) -> Result<Producer, SinkError> {
+        let (smallest, largest) = self.shaper.standings().limits();
+        let record_bytes_max =
+            largest.saturating_add(RECORD_BYTES_SLACK).clamp(RECORD_BYTES.0, RECORD_BYTES.1);
+        // A batch of several records must fit into any topic.
+        let mut client = self.config.producer(smallest.saturating_sub(RECORD_BYTES_SLACK), record_bytes_max);
+        if self.doubt == Doubt::Batches {
+            client.set("batch.num.messages", "1");
+        }
+        Producer::new(&client, self.shaper.topics()).map_err(|error| {
+            SinkError::Operator(format!("Kafka cannot be used with this configuration: {error}"))
+        })
+    }
+
     fn hand_over(&mut self) -> Result<(), SinkError> {
-        let Some(producer) = &mut self.producer else {
-            return Err(SinkError::Retry("Kafka is not connected".into()));
-        };
         loop {
-            match producer.hand_over(|offset, record| self.shaper.shape(offset, record)) {
-                Ok(()) | Err(Halt::Full) => return Ok(()),
-                Err(Halt::Refused(offset, code)) => match trouble::verdict(code) {
-                    Verdict::Reject(reason) => {
-                        let reject = reject(producer, &self.config, offset, reason, code);
-                        self.rejected.push(reject);
-                    }
-                    Verdict::Again => {
-                        return Err(SinkError::Retry(format!("Kafka takes no records: {code}")));
-                    }
-                    Verdict::Operator => {
-                        return Err(SinkError::Operator(format!("Kafka takes no records: {code}")));
-                    }
+            let Some(producer) = &mut self.producer else {
+                return Err(SinkError::Retry("Kafka is not connected".into()));
+            };
+            let shaper = &mut self.shaper;
+            let result = match self.again.front() {
+                Some(&offset) => producer
+                    .hand_over_again(offset, |offset, record| shaper.shape(offset, record))
+                    .map(|()| _ = self.again.pop_front()),
+                None => match producer.hand_over(|offset, record| shaper.shape(offset, record)) {
+                    Ok(()) => return Ok(()),
+                    halted @ Err(_) => halted,
                 },
+            };
+            match result {
+                Ok(()) => {}
+                Err(Halt::Full) => return Ok(()),
+                Err(Halt::Refused(offset, code)) => {
+                    let is_again = self.again.front() == Some(&offset);
+                    self.judge(offset, code, Refusal::AtOnce, is_again)?;
+                }
             }
         }
     }
@@ -110,7 +176,7 @@ impl KafkaSink {
             Event::Trouble { code, reason, fatal } => said.push((code, reason, fatal)),
         });
         for (offset, code) in failed {
-            self.judge(offset, code)?;
+            self.judge(offset, code, Refusal::Reported, false)?;
         }
         for (code, reason, fatal) in said {
             self.hear(code, reason, fatal)?;
@@ -118,27 +184,82 @@ impl KafkaSink {
         Ok(())
     }
 
-    fn judge(&mut self, offset: Offset, code: RDKafkaErrorCode) -> Result<(), SinkError> {
-        let producer = self.producer.as_ref().expect("whoever listens has a producer");
-        match trouble::verdict(code) {
-            Verdict::Reject("too_large") if self.limit_doubted_at.is_none_or(|doubted| doubted != offset) => {
-                self.limit_doubted_at = Some(offset);
-                Err(SinkError::Retry(
-                    "Kafka takes only smaller records than before; asking for its limit".into(),
-                ))
+    /// The record at `offset` was not stored: makes it a dead letter, or says why everything is to be offered again.
+    /// It may be held back already.
+    fn judge(
+        &mut self,
+        offset: Offset,
+        code: RDKafkaErrorCode,
+        refusal: Refusal,
+        held_back: bool,
+    ) -> Result<(), SinkError> {
+        let producer = self.producer.as_mut().expect("whoever hears of a record has a producer");
+        let record = producer.record(offset).expect("the batch of a record that is judged is held");
+        let was_dead = self.shaper.is_dead_letter(offset);
+        let topic = if was_dead { self.shaper.dead_letter() } else { self.shaper.topic_of(&record) };
+        let topic = topic.expect("a record that was handed over has a topic");
+        let name = self.shaper.topics()[topic].name.clone();
+        let wrong = match trouble::verdict(code) {
+            Verdict::Reject(trouble::TOO_LARGE)
+                if refusal == Refusal::Reported && self.doubt.grows(offset) =>
+            {
+                return Err(SinkError::Retry(
+                    "Kafka takes only smaller records than before; asking for its limits".into(),
+                ));
+            }
+            Verdict::Reject(trouble::TOO_LARGE) => {
+                shape::too_large(&record, &name, self.shaper.standings().batch_bytes_max(topic))
             }
             Verdict::Reject(reason) => {
-                let reject = reject(producer, &self.config, offset, reason, code);
-                self.rejected.push(reject);
-                Ok(())
+                Wrong::new(reason, format!("Kafka will not store it in {name}: {code}"))
+            }
+            Verdict::Topic(reason) => {
+                if reason == trouble::UNKNOWN_TOPIC && self.shaper.standings().is_trusted(topic) {
+                    return Err(SinkError::Retry(trouble::topic_detail(&name, reason, code)));
+                }
+                let wrong = self.shaper.standings().close(topic, Instant::now(), || {
+                    Wrong::new(reason, trouble::topic_detail(&name, reason, code))
+                });
+                self.shaper.any_open()?;
+                wrong
             }
             // Only a producer that has failed lets go of its records, and that may be heard before the failure itself.
-            Verdict::Again if trouble::lets_go(code) => Err(made_anew(&code.to_string())),
-            Verdict::Again => Err(SinkError::Retry(format!("Kafka did not store a record: {code}"))),
-            Verdict::Operator => Err(SinkError::Operator(format!(
-                "Kafka does not store records: {code}; check the rights of this client"
-            ))),
+            Verdict::Again if trouble::lets_go(code) => return Err(made_anew(&code.to_string())),
+            Verdict::Again => return Err(SinkError::Retry(format!("Kafka did not store a record: {code}"))),
+            Verdict::Operator => {
+                return Err(SinkError::Operator(format!(
+                    "Kafka does not store records: {code}; check the rights of this client"
+                )));
+            }
+        };
+        if was_dead {
+            self.shaper.condemn_to_file(offset, &wrong);
+        } else {
+            self.shaper.condemn(offset, wrong);
         }
+        if !held_back {
+            producer.hold_back(offset);
+            self.again.push_back(offset);
+        }
+        Ok(())
+    }
+
+    /// Looks at closed topics anew, if that is due; those against which nothing is known any more are tried.
+    async fn review(&mut self) {
+        let due = self.shaper.standings().due(Instant::now());
+        if due.is_empty() {
+            return;
+        }
+        let topics: Vec<_> = due.iter().map(|&index| self.shaper.topics()[index].clone()).collect();
+        // What is wrong with the whole connection the producer tells.
+        let Ok(found) = topics::look_at(&self.config, topics).await else { return };
+        for (&index, found) in due.iter().zip(&found) {
+            if let (None, Some(producer)) = (&found.wrong, &self.producer) {
+                producer.ask_for_topic(index, TOPIC_PATIENCE);
+            }
+        }
+        // They are closed, so none is waited for.
+        let _ = self.shaper.take_in(due.into_iter().zip(&found), Instant::now());
     }
 
     fn hear(&mut self, code: RDKafkaErrorCode, reason: String, fatal: bool) -> Result<(), SinkError> {
@@ -149,18 +270,15 @@ impl KafkaSink {
         self.watch.hear(&self.config, code, reason)
     }
 
-    /// Lets go of what is stored, and counts what was rejected on the way.
-    fn release(&mut self) -> Option<Offset> {
-        let confirmed = self.producer.as_mut()?.release()?;
-        if !self.rejected.is_empty() {
-            self.rejected.sort_by_key(|reject| reject.offset);
-            let settled = self.rejected.partition_point(|reject| reject.offset < confirmed);
-            for reject in self.rejected.drain(..settled) {
-                self.rejects.add(&reject);
-            }
+    /// Lets go of what is stored, dead letters among it.
+    fn release(&mut self) -> Result<Option<Offset>, SinkError> {
+        let Some(confirmed) = self.producer.as_mut().and_then(Producer::release) else { return Ok(None) };
+        self.shaper.settle(confirmed)?;
+        if self.doubt == Doubt::Batches && self.producer.as_ref().is_some_and(Producer::is_idle) {
+            self.doubt = Doubt::Settled;
         }
         self.watch.progressed();
-        Some(confirmed)
+        Ok(Some(confirmed))
     }
 }
 
@@ -174,21 +292,22 @@ impl Sink for KafkaSink {
             self.discard().await;
         }
         self.config.read_secrets().map_err(|unreadable| SinkError::Operator(unreadable.join("; ")))?;
-        let (config, topics) = (self.config.clone(), self.shaper.topics().to_vec());
-        let runtime = Handle::current();
-        let record_bytes_max = spawn_blocking(move || topics::prepare(&config, &topics, &runtime))
-            .await
-            .expect("preparing does not panic")?;
-        // The limit may be another, and a producer that was complained about may be fatally wrong.
+        let topics = self.shaper.topics().to_vec();
+        let found = topics::look_at(&self.config, topics).await?;
+        self.shaper.take_in(found.iter().enumerate(), Instant::now())?;
+        // Limits may be others, and a producer that was complained about may be fatally wrong.
         self.discard().await;
-        let producer = Producer::new(&self.config.producer(record_bytes_max), self.shaper.topics()).map_err(
-            |error| SinkError::Operator(format!("Kafka cannot be used with this configuration: {error}")),
-        )?;
-        self.producer = Some(producer);
+        self.producer = Some(self.begin()?);
         Ok(None)
     }
 
     async fn write(&mut self, batch: Batch) -> Result<(), SinkError> {
+        self.review().await;
+        if self.doubt == Doubt::Settled && self.producer.as_ref().is_some_and(Producer::is_idle) {
+            self.doubt = Doubt::Nothing;
+            self.discard().await;
+            self.producer = Some(self.begin()?);
+        }
         let Some(producer) = &mut self.producer else {
             return Err(SinkError::Retry("Kafka is not connected".into()));
         };
@@ -203,7 +322,7 @@ impl Sink for KafkaSink {
         loop {
             self.listen()?;
             self.hand_over()?;
-            if let Some(confirmed) = self.release() {
+            if let Some(confirmed) = self.release()? {
                 return Ok(confirmed);
             }
             if let Some(complaint) = self.watch.complaint(&self.config) {
@@ -240,32 +359,8 @@ fn made_anew(reason: &str) -> SinkError {
     ))
 }
 
-/// What to count and tell of the record at `offset`, which `producer` holds.
-fn reject(
-    producer: &Producer,
-    config: &Config,
-    offset: Offset,
-    reason: &'static str,
-    code: RDKafkaErrorCode,
-) -> Reject {
-    let record = producer.record(offset);
-    let bytes = record.map_or(0, |record| record.payload.len());
-    let topic = record.map(|record| record.topic.as_str().to_owned()).unwrap_or_default();
-    let detail = match reason {
-        "too_large" => format!(
-            "its payload has {bytes} bytes, and the smaller of kafka.max_record_bytes = {} and the topics' \
-             max.message.bytes is the limit; raise both to carry such records",
-            config.record_bytes_max
-        ),
-        _ => format!("Kafka will not store it: {code}"),
-    };
-    Reject { offset, topic, reason, detail }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tidegate_broker::record::{BatchBuilder, Entry, Properties, Qos, Record, Timestamp};
     use tidegate_broker::topic::TopicName;
 
@@ -290,7 +385,7 @@ mod tests {
     fn sink() -> KafkaSink {
         let config = Config { bootstrap_servers: "127.0.0.1:1".into(), ..Config::default() };
         let mut sink = KafkaSink::new(&config, JournalId(1), Part::new("kafka")).unwrap();
-        let producer = Producer::new(&config.producer(1_000_000), sink.shaper.topics()).unwrap();
+        let producer = Producer::new(&config.producer(1_000_000, 1_000_000), sink.shaper.topics()).unwrap();
         sink.producer = Some(producer);
         sink
     }

@@ -8,12 +8,17 @@
 //! The opaque of a record is its journal offset, so nothing is allocated for it and no pointer is made from it.
 //! What errors mean is decided elsewhere.
 
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString, c_void};
 use std::mem::ManuallyDrop;
 use std::ptr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::bindings as rd;
@@ -30,14 +35,24 @@ use super::headers::HeaderSink;
 
 /// The headers of one record, owned by librdkafka's allocator.
 #[derive(Debug)]
-pub(super) struct Headers(ptr::NonNull<rd::rd_kafka_headers_t>);
+pub(super) struct Headers {
+    list: ptr::NonNull<rd::rd_kafka_headers_t>,
+    /// What they take in a record batch.
+    bytes: usize,
+}
 
 impl Headers {
     /// Room for `count` headers; more may be added.
     pub(super) fn new(count: usize) -> Self {
         // SAFETY: a plain allocation; librdkafka aborts the process rather than return null.
         let headers = unsafe { rd::rd_kafka_headers_new(count) };
-        Self(ptr::NonNull::new(headers).expect("librdkafka never returns null headers"))
+        let list = ptr::NonNull::new(headers).expect("librdkafka never returns null headers");
+        Self { list, bytes: 0 }
+    }
+
+    /// How many bytes they take in a record batch, their number not counted.
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 
@@ -47,25 +62,36 @@ impl HeaderSink for Headers {
         // SAFETY: the list is ours until it is handed over, and librdkafka copies name and value before it returns.
         unsafe {
             rd::rd_kafka_header_add(
-                self.0.as_ptr(),
+                self.list.as_ptr(),
                 name.as_ptr().cast(),
                 size(name.as_bytes()),
                 value.as_ptr().cast(),
                 size(value),
             );
         }
+        self.bytes += sized(name.len()) + sized(value.len());
     }
 }
 
 impl Drop for Headers {
     fn drop(&mut self) {
         // SAFETY: the list is ours: `produce` forgets it once librdkafka owns it.
-        unsafe { rd::rd_kafka_headers_destroy(self.0.as_ptr()) }
+        unsafe { rd::rd_kafka_headers_destroy(self.list.as_ptr()) }
     }
 }
 
 // SAFETY: the list is plain memory without ties to a thread, and only its owner touches it.
 unsafe impl Send for Headers {}
+
+/// What a record batch of one record has beside key, value and headers, at most: the batch's own head (61 bytes) and
+/// the record's length, attributes, time and offset, and the number of headers.
+const BATCH_OF_ONE_BYTES: usize = 61 + 5 + 1 + 1 + 1 + 2;
+
+/// What `length` bytes take with their length before them: a signed varint, as Protocol Buffers write it.
+const fn sized(length: usize) -> usize {
+    let bits = usize::BITS - (length << 1).leading_zeros();
+    length + if bits == 0 { 1 } else { bits.div_ceil(7) as usize }
+}
 
 /// What becomes the value of a Kafka record.
 #[derive(Debug)]
@@ -87,16 +113,52 @@ pub(super) struct Outgoing<'a> {
     pub(super) headers: Option<Headers>,
 }
 
+impl Outgoing<'_> {
+    /// How large the record batch is that holds this record alone, uncompressed: what a topic's `max.message.bytes`
+    /// is compared with. A few bytes more than it can be, never less. `record` is what it was made from.
+    pub(super) fn batch_bytes(&self, record: &Record<'_>) -> usize {
+        let value = match &self.value {
+            Value::Payload => record.payload.len(),
+            Value::Encoded(bytes) => bytes.len(),
+        };
+        let key = self.key.as_ref().map_or(0, |key| key.len());
+        let headers = self.headers.as_ref().map_or(0, Headers::bytes);
+        BATCH_OF_ONE_BYTES + sized(key) + sized(value) + headers
+    }
+}
+
 /// A batch that librdkafka holds pointers into, or will.
 #[derive(Debug)]
 struct Held {
     batch: Batch,
     /// The first entry not handed over yet.
     next: Appended,
-    /// Records handed over and not reported.
+    /// Records handed over and not reported, or held back.
     outstanding: u32,
     /// Whether all its records have been handed over, reported and stored (or given up by whoever was told).
     done: bool,
+    /// Where the last record that was looked up lies: they are looked up in order.
+    looked_up: Cell<Appended>,
+}
+
+impl Held {
+    /// The record at `offset`.
+    fn record(&self, offset: Offset) -> Option<Record<'_>> {
+        let last = self.looked_up.get();
+        let mut entries =
+            if last.offset <= offset { self.batch.entries_at(last) } else { self.batch.entries() };
+        loop {
+            let place = entries.place();
+            match entries.next()? {
+                (at, _) if at.offset < offset => {}
+                (_, Entry::Control(_)) => return None,
+                (_, Entry::Record(record)) => {
+                    self.looked_up.set(place);
+                    return Some(record);
+                }
+            }
+        }
+    }
 }
 
 /// What came back from librdkafka.
@@ -125,7 +187,7 @@ pub(super) struct Producer {
     wake: Arc<Notify>,
     /// In offset order.
     held: VecDeque<Held>,
-    /// Records handed over and not reported, of all batches.
+    /// Records handed over and not reported, of all batches; without those that are held back.
     outstanding: usize,
     /// How many of `held` have been handed over entirely; they are in front.
     handed_over: usize,
@@ -199,7 +261,7 @@ impl Producer {
     /// Keeps `batch`, which follows the ones before it, until every record of it is reported.
     pub(super) fn hold(&mut self, batch: Batch) {
         let next = batch.entries().place();
-        self.held.push_back(Held { batch, next, outstanding: 0, done: false });
+        self.held.push_back(Held { batch, next, outstanding: 0, done: false, looked_up: Cell::new(next) });
     }
 
     /// Hands over what is held and was not handed over, in order, as far as there is room. `shape` says how a record
@@ -239,6 +301,62 @@ impl Producer {
         Ok(())
     }
 
+    /// Keeps the batch of the record at `offset`, which has failed, until [`Producer::hand_over_again`] has handed it
+    /// over and it was reported, or [`Producer::give_up`] was called.
+    pub(super) fn hold_back(&mut self, offset: Offset) {
+        let index = self.find(offset).expect("a record that is judged is held");
+        let held = &mut self.held[index];
+        held.outstanding += 1;
+        held.done = false;
+    }
+
+    /// Hands over a record that is held back; it is done if `shape` says that it is not produced. If there is no room
+    /// or it is refused, it is still held back.
+    pub(super) fn hand_over_again(
+        &mut self,
+        offset: Offset,
+        shape: impl for<'r> FnOnce(Offset, &Record<'r>) -> Option<Outgoing<'r>>,
+    ) -> Result<(), Halt> {
+        let index = self.find(offset).expect("what is held back is held");
+        let record = self.held[index].record(offset).expect("only a record is held back");
+        let Some(outgoing) = shape(offset, &record) else {
+            self.give_up(offset);
+            return Ok(());
+        };
+        let (client, topic) = (self.client.native_ptr(), self.topics[outgoing.topic]);
+        // SAFETY: as in `hand_over`; the batch of a record that is held back is not released.
+        match unsafe { produce(client, topic, offset, &record, outgoing) } {
+            None => {
+                self.outstanding += 1;
+                Ok(())
+            }
+            Some(RDKafkaErrorCode::QueueFull) if self.outstanding > 0 => Err(Halt::Full),
+            Some(code) => Err(Halt::Refused(offset, code)),
+        }
+    }
+
+    /// A record that is held back is done: somebody else has it.
+    pub(super) fn give_up(&mut self, offset: Offset) {
+        let index = self.find(offset).expect("what is held back is held");
+        self.settle_at(index);
+    }
+
+    /// Asks the brokers anew how the topic with this index is; blocks for at most `patience`. A topic that did not
+    /// exist is otherwise looked for every `topic.metadata.refresh.interval.ms`.
+    pub(super) fn ask_for_topic(&self, topic: usize, patience: Duration) {
+        let mut metadata = ptr::null();
+        let patience = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: client and topic live; the answer is ours and destroyed once, if there is one. What it says librdkafka
+        // has taken in before it returns.
+        unsafe {
+            let client = self.client.native_ptr();
+            let answer = rd::rd_kafka_metadata(client, 0, self.topics[topic], &raw mut metadata, patience);
+            if answer == Response::RD_KAFKA_RESP_ERR_NO_ERROR {
+                rd::rd_kafka_metadata_destroy(metadata);
+            }
+        }
+    }
+
     /// Takes in what has happened, and gives what is not plain success to `on`.
     pub(super) fn poll(&mut self, mut on: impl FnMut(Event)) {
         loop {
@@ -273,11 +391,7 @@ impl Producer {
 
     /// The record at `offset`, if its batch is held.
     pub(super) fn record(&self, offset: Offset) -> Option<Record<'_>> {
-        let held = &self.held[self.find(offset)?];
-        match held.batch.entries_from(offset).next()? {
-            (_, Entry::Record(record)) => Some(record),
-            (_, Entry::Control(_)) => None,
-        }
+        self.held[self.find(offset)?].record(offset)
     }
 
     /// Makes librdkafka believe that it can never produce again.
@@ -314,12 +428,17 @@ impl Producer {
         let distance = opaque.wrapping_sub(first.0 as usize);
         let offset = first.plus(distance as u64);
         let index = self.find(offset)?;
+        self.outstanding -= 1;
+        self.settle_at(index);
+        Some(offset)
+    }
+
+    /// One thing less to wait for in the batch with this index.
+    fn settle_at(&mut self, index: usize) {
         let handed_over = index < self.handed_over;
         let held = &mut self.held[index];
         held.outstanding = held.outstanding.checked_sub(1).expect("librdkafka reports each record once");
-        self.outstanding -= 1;
         held.done = handed_over && held.outstanding == 0;
-        Some(offset)
     }
 
     fn find(&self, offset: Offset) -> Option<usize> {
@@ -371,7 +490,7 @@ unsafe fn produce(
         Value::Payload => (record.payload, NO_COPY),
         Value::Encoded(bytes) => (bytes.as_slice(), rd::RD_KAFKA_MSG_F_COPY),
     };
-    let headers = outgoing.headers.as_ref().map_or(ptr::null_mut(), |headers| headers.0.as_ptr());
+    let headers = outgoing.headers.as_ref().map_or(ptr::null_mut(), |headers| headers.list.as_ptr());
     let time = i64::try_from(record.time.0).unwrap_or(i64::MAX);
     // SAFETY: each tag is followed by the types that rdkafka.h demands of it (rd_kafka_vtype_t). The payload is not
     // copied and outlives the message, by this function's contract; an empty payload still has an address, so that it
@@ -451,185 +570,4 @@ unsafe fn text(chars: *const std::ffi::c_char) -> String {
     }
     // SAFETY: not null, so it ends in NUL, by this function's contract.
     unsafe { CStr::from_ptr(chars) }.to_string_lossy().into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::{Duration, Instant};
-
-    use tidegate_broker::record::{BatchBuilder, Properties, Qos, Timestamp};
-    use tidegate_broker::topic::TopicName;
-
-    use super::*;
-
-    fn batch(base: u64, payloads: &[&[u8]]) -> Batch {
-        let mut builder = BatchBuilder::new(Offset(base), Timestamp(1), 0, 64);
-        for payload in payloads {
-            builder.push(&Entry::Control(b"between"));
-            builder.push(&Entry::Record(Record {
-                time: Timestamp(1),
-                client: "c",
-                topic: TopicName::new("t").unwrap(),
-                properties: Properties::NONE,
-                payload,
-                qos: Qos::AtLeastOnce,
-                retain: false,
-                packet_id: 1,
-            }));
-        }
-        builder.finish(|_| {}).1
-    }
-
-    /// A producer that reaches nobody and gives records up after `timeout_ms`.
-    fn producer(timeout_ms: u32, records_max: u32) -> Producer {
-        let mut config = ClientConfig::new();
-        config
-            .set("bootstrap.servers", "127.0.0.1:1")
-            .set("message.timeout.ms", timeout_ms.to_string())
-            .set("message.max.bytes", "2000")
-            .set("queue.buffering.max.messages", records_max.to_string());
-        let topic = KafkaTopic { name: "t".into(), partitions: None, retention_ms: None };
-        Producer::new(&config, &[topic]).unwrap()
-    }
-
-    fn all<'r>(_: Offset, record: &Record<'r>) -> Option<Outgoing<'r>> {
-        let mut headers = Headers::new(1);
-        headers.add("name", b"value");
-        let key = Some(Cow::Borrowed(record.client.as_bytes()));
-        Some(Outgoing { topic: 0, key, value: Value::Payload, headers: Some(headers) })
-    }
-
-    /// Polls until `done`, or fails after ten seconds.
-    fn poll_until(producer: &mut Producer, mut done: impl FnMut(&mut Producer, Vec<Event>) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let wake = producer.wake();
-        loop {
-            let mut events = Vec::new();
-            producer.poll(|event| events.push(event));
-            if done(producer, events) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "nothing came within ten seconds");
-            let _ = runtime
-                .block_on(async { tokio::time::timeout(Duration::from_secs(1), wake.notified()).await });
-        }
-    }
-
-    #[test]
-    fn librdkafka_holds_the_pointer_into_the_batch_and_releases_the_batch_with_its_last_report() {
-        let batch = batch(1 << 33, &[b"one", b"", b"three"]);
-        let payloads: Vec<_> = batch.records().map(|(_, record)| record.payload.as_ptr()).collect();
-        let memory = {
-            let (_, record) = batch.records().next().unwrap();
-            batch.share(record.payload)
-        };
-        let mut producer = producer(50, 100);
-        producer.hold(batch);
-        producer.hand_over(all).unwrap();
-        assert!(!producer.is_idle());
-        assert_eq!(memory.as_ptr(), payloads[0]);
-
-        // The reports are read here as raw messages, to see the very pointers that librdkafka kept.
-        let (mut seen, deadline) = (Vec::new(), Instant::now() + Duration::from_secs(10));
-        while seen.len() < payloads.len() {
-            assert!(Instant::now() < deadline, "no delivery reports within ten seconds");
-            assert!(!memory.is_unique(), "the batch is held while librdkafka may read it");
-            // SAFETY: as in `Producer::poll`.
-            unsafe {
-                let event = rd::rd_kafka_queue_poll(producer.queue, 100);
-                if event.is_null() {
-                    continue;
-                }
-                if rd::rd_kafka_event_type(event) == rd::RD_KAFKA_EVENT_DR {
-                    loop {
-                        let message = rd::rd_kafka_event_message_next(event);
-                        if message.is_null() {
-                            break;
-                        }
-                        seen.push((*message).payload.cast_const().cast::<u8>());
-                        producer.settle((*message)._private as usize).unwrap();
-                    }
-                }
-                rd::rd_kafka_event_destroy(event);
-            }
-        }
-        assert_eq!(seen, payloads);
-        assert_eq!(producer.release(), Some(Offset((1 << 33) + 6)));
-        assert!(memory.is_unique(), "nobody holds the batch any more");
-    }
-
-    #[test]
-    fn every_record_is_reported_with_its_offset() {
-        let mut producer = producer(50, 100);
-        producer.hold(batch(7, &[b"a", b"b"]));
-        producer.hold(batch(11, &[b"c"]));
-        producer.hand_over(all).unwrap();
-        let mut failed = Vec::new();
-        poll_until(&mut producer, |producer, events| {
-            for event in events {
-                if let Event::Failed(offset, code) = event {
-                    assert_eq!(code, RDKafkaErrorCode::MessageTimedOut);
-                    assert!(producer.record(offset).is_some());
-                    failed.push(offset.0);
-                }
-            }
-            failed.len() == 3
-        });
-        assert_eq!(failed, [8, 10, 12]);
-        assert_eq!(producer.release(), Some(Offset(13)));
-        assert!(producer.is_idle());
-    }
-
-    #[test]
-    fn a_destroyed_producer_holds_nothing() {
-        let batch = batch(0, &[b"one"]);
-        let memory = batch.share(batch.records().next().unwrap().1.payload);
-        let mut producer = producer(60_000, 100);
-        producer.hold(batch);
-        producer.hand_over(all).unwrap();
-        assert!(!memory.is_unique());
-        drop(producer);
-        assert!(memory.is_unique());
-    }
-
-    #[test]
-    fn a_full_queue_halts_and_goes_on_where_it_stopped() {
-        let mut producer = producer(50, 2);
-        producer.hold(batch(0, &[b"a", b"b", b"c"]));
-        assert_eq!(producer.hand_over(all), Err(Halt::Full));
-        let mut reported = 0;
-        poll_until(&mut producer, |producer, events| {
-            reported += events.iter().filter(|event| matches!(event, Event::Failed(..))).count();
-            let _ = producer.hand_over(all);
-            reported == 3
-        });
-        assert_eq!(producer.release(), Some(Offset(6)));
-    }
-
-    #[test]
-    fn a_record_that_is_too_large_is_refused_and_the_rest_goes_on() {
-        let mut producer = producer(50, 100);
-        let large = [0; 3_000];
-        producer.hold(batch(0, &[b"a", &large, b"c"]));
-        let refused = Err(Halt::Refused(Offset(3), RDKafkaErrorCode::MessageSizeTooLarge));
-        assert_eq!(producer.hand_over(all), refused);
-        assert_eq!(producer.hand_over(all), Ok(()));
-        let mut reported = 0;
-        poll_until(&mut producer, |_, events| {
-            reported += events.iter().filter(|event| matches!(event, Event::Failed(..))).count();
-            reported == 2
-        });
-        assert_eq!(producer.release(), Some(Offset(6)));
-    }
-
-    #[test]
-    fn a_batch_of_which_nothing_is_produced_is_done_at_once() {
-        let mut producer = producer(50, 100);
-        producer.hold(batch(0, &[b"a"]));
-        producer.hold(batch(2, &[]));
-        producer.hand_over(|_, _| None).unwrap();
-        assert_eq!(producer.release(), Some(Offset(2)));
-        assert!(producer.is_idle());
-    }
 }

@@ -2,22 +2,27 @@
 //!
 //! Only topics that routes name are ever created, and a topic that exists is left as it is.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer as _, ProducerContext};
 use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
 
 use crate::pump::SinkError;
 use crate::route::KafkaTopic;
 
 use super::config::{Config, TopicsConfig};
+use super::dead_letter::Wrong;
+use super::standing::Found;
 use super::trouble;
 
 /// How long one attempt to reach any broker may take.
@@ -51,18 +56,28 @@ impl ClientContext for LastWords {
     }
 }
 
-/// Connects for long enough to make `topics` exist. Returns the largest record that all of them take, in bytes.
+/// What [`prepare`] finds of `topics`, without blocking. May be dropped.
+pub(super) async fn look_at(config: &Config, topics: Vec<KafkaTopic>) -> Result<Vec<Found>, SinkError> {
+    let (config, runtime) = (config.clone(), Handle::current());
+    let looking = spawn_blocking(move || prepare(&config, &topics, &runtime));
+    looking.await.expect("preparing does not panic")
+}
+
+/// Connects for long enough to make `topics` exist. Returns what was found of each, in their order.
 ///
 /// Blocks, for [`REACH_TIMEOUT`] if nobody answers; must be called where blocking is allowed, inside `runtime`.
-pub(super) fn prepare(config: &Config, topics: &[KafkaTopic], runtime: &Handle) -> Result<u32, SinkError> {
+fn prepare(config: &Config, topics: &[KafkaTopic], runtime: &Handle) -> Result<Vec<Found>, SinkError> {
     let known = reach(config)?;
     let admin: AdminClient<LastWords> =
         config.client().create_with_context(LastWords::default()).map_err(unusable)?;
     let missing: Vec<_> = topics.iter().filter(|topic| !known.contains(&topic.name)).collect();
-    if !missing.is_empty() {
-        create(config, &admin, &missing, runtime)?;
-    }
-    Ok(runtime.block_on(smallest_limit(config, &admin, topics)))
+    let wrong = if missing.is_empty() { HashMap::new() } else { create(config, &admin, &missing, runtime)? };
+    let limits = runtime.block_on(limits(&admin, topics));
+    let found = topics.iter().zip(limits).map(|(topic, batch_bytes_max)| Found {
+        batch_bytes_max,
+        wrong: wrong.get(topic.name.as_str()).cloned(),
+    });
+    Ok(found.collect())
 }
 
 /// Asks any broker for the topics there are; `Err` says why none answers. Blocks as [`prepare`] does.
@@ -87,19 +102,22 @@ fn unusable(error: KafkaError) -> SinkError {
     SinkError::Operator(format!("Kafka cannot be used with this configuration: {error}"))
 }
 
+/// Creates topics that are `missing`. Returns those that still are, with why.
 fn create(
     config: &Config,
     admin: &AdminClient<LastWords>,
     missing: &[&KafkaTopic],
     runtime: &Handle,
-) -> Result<(), SinkError> {
-    if !config.topics.create {
-        return Err(SinkError::Operator(format!(
-            "Kafka has no topic {}: create it, or set kafka.topics.create = true",
-            missing[0].name
-        )));
+) -> Result<HashMap<String, Wrong>, SinkError> {
+    let TopicsConfig { create, partitions, replication, retention_ms } = config.topics;
+    if !create {
+        let why = |topic: &&KafkaTopic| {
+            let name = &topic.name;
+            let told = format!("Kafka has no topic {name}: create it, or set kafka.topics.create = true");
+            (name.clone(), Wrong::new(trouble::UNKNOWN_TOPIC, told))
+        };
+        return Ok(missing.iter().map(why).collect());
     }
-    let TopicsConfig { partitions, replication, retention_ms, .. } = config.topics;
     let retention = |topic: &KafkaTopic| topic.retention_ms.unwrap_or(retention_ms).to_string();
     let retentions: Vec<_> = missing.iter().map(|topic| retention(topic)).collect();
     let new = missing.iter().zip(&retentions).map(|(topic, retention)| {
@@ -113,29 +131,27 @@ fn create(
     let results = runtime
         .block_on(admin.create_topics(&topics, &options))
         .map_err(|error| SinkError::Retry(format!("Kafka did not create topics: {error}")))?;
+    let mut wrong = HashMap::new();
     for result in results {
         match result {
             Ok(topic) => tracing::info!("created the Kafka topic {topic}"),
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((topic, code)) => return Err(trouble::not_created(&topic, code)),
+            Err((topic, code)) => _ = wrong.insert(topic.clone(), trouble::not_created(&topic, code)?),
         }
     }
-    Ok(())
+    Ok(wrong)
 }
 
-/// The smallest `max.message.bytes` of `topics`, if the brokers tell and it is below the configured limit.
-async fn smallest_limit(config: &Config, admin: &AdminClient<LastWords>, topics: &[KafkaTopic]) -> u32 {
+/// The `max.message.bytes` of each of `topics`, where the brokers tell it.
+async fn limits(admin: &AdminClient<LastWords>, topics: &[KafkaTopic]) -> Vec<Option<u32>> {
     let wanted: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(&topic.name)).collect();
     let options = AdminOptions::new().request_timeout(Some(ADMIN_TIMEOUT));
     // Who may not read the configuration of topics still may produce; then the configured limit has to be right.
     let described = admin.describe_configs(&wanted, &options).await.unwrap_or_default();
-    described
-        .into_iter()
-        .flatten()
-        .filter_map(|topic| topic.get("max.message.bytes")?.value.as_ref()?.parse().ok())
-        .fold(config.record_bytes_max, u32::min)
-        .max(MESSAGE_BYTES_MIN)
+    let limit = |topic: &KafkaTopic| {
+        let is_it = |specifier: &OwnedResourceSpecifier| matches!(specifier, OwnedResourceSpecifier::Topic(name) if *name == topic.name);
+        let told = described.iter().flatten().find(|told| is_it(&told.specifier))?;
+        told.get("max.message.bytes")?.value.as_ref()?.parse().ok()
+    };
+    topics.iter().map(limit).collect()
 }
-
-/// The least that librdkafka accepts as `message.max.bytes`.
-const MESSAGE_BYTES_MIN: u32 = 1_000;

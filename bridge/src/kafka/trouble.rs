@@ -5,12 +5,15 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use crate::pump::SinkError;
 
 use super::config::Config;
+use super::dead_letter::Wrong;
 
 /// What is to be done about one record that was not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// It will never be stored: a short word for why.
     Reject(&'static str),
+    /// Its topic takes no records, for this reason.
+    Topic(&'static str),
     /// Everything from the last confirmed record on is to be offered again, through a new producer.
     Again,
     /// As `Again`, but somebody has to act first.
@@ -23,7 +26,7 @@ pub(super) fn verdict(code: Code) -> Verdict {
     #[expect(clippy::wildcard_enum_match_arm, reason = "the enum is as long as Kafka's list of errors")]
     match code {
         Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::MessageBatchTooLarge => {
-            Verdict::Reject("too_large")
+            Verdict::Reject(TOO_LARGE)
         }
         Code::InvalidRecord | Code::InvalidMessage | Code::InvalidArgument | Code::BadMessage => {
             Verdict::Reject("invalid")
@@ -31,10 +34,33 @@ pub(super) fn verdict(code: Code) -> Verdict {
         Code::InvalidTimestamp => Verdict::Reject("invalid_timestamp"),
         Code::PolicyViolation => Verdict::Reject("policy"),
         // Nothing waits in librdkafka, and still it has no room: the record alone is more than its queue may hold.
-        Code::QueueFull => Verdict::Reject("too_large"),
+        Code::QueueFull => Verdict::Reject(TOO_LARGE),
+        Code::TopicAuthorizationFailed => Verdict::Topic(NOT_AUTHORISED),
+        Code::UnknownTopic
+        | Code::UnknownPartition
+        | Code::UnknownTopicOrPartition
+        | Code::UnknownTopicId
+        | Code::InvalidTopic => Verdict::Topic(UNKNOWN_TOPIC),
         code if needs_operator(code) => Verdict::Operator,
         _ => Verdict::Again,
     }
+}
+
+/// It is larger than its topic takes.
+pub(super) const TOO_LARGE: &str = "too_large";
+/// This client may not write the topic.
+pub(super) const NOT_AUTHORISED: &str = "not_authorised";
+/// There is no such topic, or it lost its partitions.
+pub(super) const UNKNOWN_TOPIC: &str = "unknown_topic";
+
+/// The topic called `topic` takes no records, for `reason`, because of `code`.
+pub(super) fn topic_detail(topic: &str, reason: &str, code: Code) -> String {
+    if reason == NOT_AUTHORISED {
+        return format!(
+            "this client may not write the Kafka topic {topic} ({code}): grant it Write and Describe"
+        );
+    }
+    format!("Kafka has no topic {topic} ({code}): create it, or set kafka.topics.create = true")
 }
 
 /// Whether nothing changes until somebody acts.
@@ -82,16 +108,20 @@ pub(super) fn unreachable_detail(config: &Config, code: Code, reason: &str) -> S
     )
 }
 
-/// A topic could not be created, because of `code`.
-pub(super) fn not_created(topic: &str, code: Code) -> SinkError {
-    if needs_operator(code) {
-        SinkError::Operator(format!(
-            "Kafka does not create the topic {topic}: {code}; create it by hand, or change kafka.topics or the rights \
-             of this client"
-        ))
-    } else {
-        SinkError::Retry(format!("Kafka did not create the topic {topic}: {code}"))
+/// A topic could not be created, because of `code`: why it takes no records, or that it is to be tried again.
+pub(super) fn not_created(topic: &str, code: Code) -> Result<Wrong, SinkError> {
+    if !needs_operator(code) {
+        return Err(SinkError::Retry(format!("Kafka did not create the topic {topic}: {code}")));
     }
+    // Whether it exists Kafka does not tell those who may not see it.
+    let reason = if code == Code::TopicAuthorizationFailed { NOT_AUTHORISED } else { UNKNOWN_TOPIC };
+    Ok(Wrong::new(
+        reason,
+        format!(
+            "Kafka does not create the topic {topic}: {code}; create it by hand, or change kafka.topics or the rights of \
+             this client"
+        ),
+    ))
 }
 
 /// `reason` without the parts that differ from one attempt to the next, so that the same trouble is told once.
@@ -119,10 +149,14 @@ mod tests {
     #[test]
     fn what_kafka_will_never_take_is_rejected_and_all_else_is_tried_again() {
         let check = |code, expected| assert_eq!(verdict(code), expected, "{code:?}");
-        check(Code::MessageSizeTooLarge, Verdict::Reject("too_large"));
+        check(Code::MessageSizeTooLarge, Verdict::Reject(TOO_LARGE));
         check(Code::InvalidRecord, Verdict::Reject("invalid"));
-        check(Code::TopicAuthorizationFailed, Verdict::Operator);
-        check(Code::UnknownTopicOrPartition, Verdict::Again);
+        check(Code::TopicAuthorizationFailed, Verdict::Topic(NOT_AUTHORISED));
+        check(Code::UnknownTopicOrPartition, Verdict::Topic(UNKNOWN_TOPIC));
+        check(Code::UnknownTopic, Verdict::Topic(UNKNOWN_TOPIC));
+        check(Code::ClusterAuthorizationFailed, Verdict::Operator);
+        check(Code::SaslAuthenticationFailed, Verdict::Operator);
+        check(Code::LeaderNotAvailable, Verdict::Again);
         check(Code::OutOfOrderSequenceNumber, Verdict::Again);
         check(Code::Fatal, Verdict::Again);
         check(Code::Unknown, Verdict::Again);

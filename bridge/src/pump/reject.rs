@@ -39,10 +39,10 @@ impl Rejects {
         Self { part, counted_before: Offset(0), last: None, untold: 0 }
     }
 
-    /// Counts `reject`, and logs it if it is the first for a while.
-    pub fn add(&mut self, reject: &Reject) {
+    /// Counts `reject`, and logs it if it is the first for a while. Returns whether it was not counted before.
+    pub fn add(&mut self, reject: &Reject) -> bool {
         if reject.offset < self.counted_before {
-            return;
+            return false;
         }
         self.counted_before = reject.offset.plus(1);
         let sink = self.part.name();
@@ -62,5 +62,6 @@ impl Rejects {
             report.rejected += 1;
             report.detail = Some(told);
         });
+        true
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::kafka_values::{HEADERS, OrDefault, PARTITIONS, Properties, Routes, TopicRetention};
-use super::super::kind::{Kind, Millis, Period, Size, Switch, Text};
+use super::super::kind::{Kind, Millis, OrOff, Period, Size, Switch, Text};
 use super::Key;
 
 /// In the order of the example file.
@@ -149,5 +149,29 @@ pub(super) const KEYS: &[Key] = &[
         TopicRetention,
         "How long a new topic whose route does not say it keeps records; default is the broker's own span of time, \
          forever has none."
+    ),
+    key!(
+        "kafka.dead_letter.topic",
+        kafka.dead_letter.topic,
+        OrOff(Text),
+        "The Kafka topic for records that theirs will never take (too large, no right to write it, no such topic, \
+         invalid, against a policy), created like the others: payload, key and headers unchanged, and headers \
+         tidegate_reason, tidegate_detail and tidegate_kafka_topic. What it does not take either, or everything if it \
+         is off, goes into dead-letters/kafka.jsonl in the data folder. The records behind are not held up."
+    ),
+    key!(
+        "kafka.dead_letter.patience",
+        kafka.dead_letter.patience_ms,
+        Millis(Period { min: Duration::from_secs(1), max: Duration::from_secs(86_400) }),
+        "How long a Kafka topic that is missing, and cannot be created, is waited for before its records are dead \
+         letters; nothing else is carried meanwhile. After that, and where this client may not write a topic, it is \
+         tried again this often."
+    ),
+    key!(
+        "kafka.dead_letter.max_file_bytes",
+        kafka.dead_letter.file_bytes_max,
+        Size { min: 1 << 20, max: 1 << 40 },
+        "Size of the file of dead letters and the one before it, kafka.1.jsonl, together; when it is reached, the \
+         older file is removed, with a warning, and counted."
     ),
 ];
