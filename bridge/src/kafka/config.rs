@@ -35,7 +35,7 @@ pub struct Config {
     pub linger_ms: u32,
     /// The largest batch in bytes.
     pub batch_bytes: u32,
-    /// The largest record in bytes, key and headers included. Larger ones are rejected. A topic's own
+    /// The largest record in bytes, key and headers included. Larger ones are dead letters. A topic's own
     /// `max.message.bytes` counts if it is smaller.
     pub record_bytes_max: u32,
     /// Which headers a record carries, unless its route says so.

@@ -45,6 +45,8 @@ use watch::Watch;
 const RECORD_BYTES_SLACK: u32 = 1_000;
 /// The least that librdkafka accepts as `message.max.bytes`, and the most.
 const RECORD_BYTES: (u32, u32) = (1_000, 1_000_000_000);
+/// Where the halving of batches ends.
+const BATCH_BYTES_MIN: u32 = 1_000;
 /// How long the brokers may take to say how one topic is that has come back.
 const TOPIC_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -58,6 +60,9 @@ pub struct KafkaSink {
     /// Dead letters that failed to be what they were, held back by the producer until it has room for them.
     again: VecDeque<Offset>,
     doubt: Doubt,
+    /// The largest record batch of several records, in bytes: halved whenever a broker does not say what it takes and
+    /// finds one too large.
+    batch_bytes_max: u32,
 }
 
 /// Whether a broker is believed that finds a record too large which our own limits have let through: it says so of the
@@ -80,8 +85,8 @@ impl Doubt {
     fn grows(&mut self, offset: Offset) -> bool {
         *self = match *self {
             Self::Batches => return false,
-            Self::Limits(before) if before == offset => Self::Batches,
-            Self::Limits(_) | Self::Nothing | Self::Settled => Self::Limits(offset),
+            Self::Limits(_) => Self::Batches,
+            Self::Nothing | Self::Settled => Self::Limits(offset),
         };
         true
     }
@@ -111,6 +116,7 @@ impl KafkaSink {
             watch: Watch::new(),
             again: VecDeque::new(),
             doubt: Doubt::Nothing,
+            batch_bytes_max: u32::MAX,
         })
     }
 
@@ -131,7 +137,11 @@ impl KafkaSink {
         let record_bytes_max =
             largest.saturating_add(RECORD_BYTES_SLACK).clamp(RECORD_BYTES.0, RECORD_BYTES.1);
         // A batch of several records must fit into any topic.
-        let mut client = self.config.producer(smallest.saturating_sub(RECORD_BYTES_SLACK), record_bytes_max);
+        let fits = smallest.saturating_sub(RECORD_BYTES_SLACK);
+        if self.doubt == Doubt::Batches {
+            self.batch_bytes_max = (self.batch_bytes_max.min(fits) / 2).max(BATCH_BYTES_MIN);
+        }
+        let mut client = self.config.producer(self.batch_bytes_max.min(fits), record_bytes_max);
         if self.doubt == Doubt::Batches {
             client.set("batch.num.messages", "1");
         }
@@ -274,9 +284,12 @@ impl KafkaSink {
     fn release(&mut self) -> Result<Option<Offset>, SinkError> {
         let Some(confirmed) = self.producer.as_mut().and_then(Producer::release) else { return Ok(None) };
         self.shaper.settle(confirmed)?;
-        if self.doubt == Doubt::Batches && self.producer.as_ref().is_some_and(Producer::is_idle) {
-            self.doubt = Doubt::Settled;
-        }
+        let is_idle = self.producer.as_ref().is_some_and(Producer::is_idle);
+        self.doubt = match self.doubt {
+            Doubt::Batches if is_idle => Doubt::Settled,
+            Doubt::Limits(before) if before < confirmed => Doubt::Nothing,
+            unchanged @ (Doubt::Nothing | Doubt::Limits(_) | Doubt::Batches | Doubt::Settled) => unchanged,
+        };
         self.watch.progressed();
         Ok(Some(confirmed))
     }

@@ -60,7 +60,9 @@ pub(super) fn topic_detail(topic: &str, reason: &str, code: Code) -> String {
             "this client may not write the Kafka topic {topic} ({code}): grant it Write and Describe"
         );
     }
-    format!("Kafka has no topic {topic} ({code}): create it, or set kafka.topics.create = true")
+    format!(
+        "Kafka has no topic {topic} ({code}): create it, or let tidegate do that with kafka.topics.create = true"
+    )
 }
 
 /// Whether nothing changes until somebody acts.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use serde_json::Value;
@@ -28,6 +29,26 @@ fn impatient(servers: &str, prefix: &str) -> (Config, TempDir) {
     config.dead_letter.patience_ms = 1_000;
     config.dead_letter.folder = Some(folder.path().into());
     (config, folder)
+}
+
+/// What a user of [`Secure`] says to be let in.
+fn login(user: &str) -> [(&'static str, String); 4] {
+    [
+        ("security.protocol", "sasl_plaintext".to_owned()),
+        ("sasl.mechanism", "PLAIN".to_owned()),
+        ("sasl.username", user.to_owned()),
+        ("sasl.password", services::secret(user)),
+    ]
+}
+
+/// A client of [`Secure`] that may do everything.
+fn administrator(secure: &Secure) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", &secure.sasl).set("group.id", unique("t"));
+    for (key, value) in login("admin") {
+        client.set(key, value);
+    }
+    client
 }
 
 /// What lies in the file of dead letters.
@@ -191,20 +212,8 @@ async fn a_topic_that_may_not_be_written_stops_its_own_records_only() {
     let secure = services::kafka_secure();
     let prefix = format!("{}{}", Secure::ALLOWED, prefix());
     let (mut config, folder) = impatient(&secure.sasl, &prefix);
-    let login = |user: &str| {
-        [
-            ("security.protocol", "sasl_plaintext".to_owned()),
-            ("sasl.mechanism", "PLAIN".to_owned()),
-            ("sasl.username", user.to_owned()),
-            ("sasl.password", services::secret(user)),
-        ]
-    };
     config.properties.extend(login("writer").map(|(key, value)| (key.to_owned(), value)));
-    let mut client = rdkafka::ClientConfig::new();
-    client.set("bootstrap.servers", &secure.sasl);
-    for (key, value) in login("admin") {
-        client.set(key, value);
-    }
+    let client = administrator(&secure);
     let admin: AdminClient<DefaultClientContext> = client.create().unwrap();
     // One that may be seen and not written, one that may not even be seen.
     let (seen, unseen) = (unique("seen"), unique("unseen"));
@@ -249,9 +258,7 @@ async fn a_topic_that_may_not_be_written_stops_its_own_records_only() {
     .await;
     carrying.drain().await;
 
-    let mut reading = client.clone();
-    reading.set("group.id", unique("t"));
-    let read = async |name: &str| consume_as(&reading, &[name.to_owned()]).await;
+    let read = async |name: &str| consume_as(&client, &[name.to_owned()]).await;
     let numbers: Vec<String> = (0..20).map(|number| number.to_string()).collect();
     let delivered = read(&format!("{prefix}sensors")).await;
     assert_eq!(values(&delivered), numbers);
@@ -268,19 +275,88 @@ async fn a_topic_that_may_not_be_written_stops_its_own_records_only() {
 }
 
 #[tokio::test]
+async fn neighbours_of_a_record_that_is_too_large_arrive_where_kafka_does_not_tell_its_limit() {
+    let secure = services::kafka_secure();
+    let prefix = format!("{}{}", Secure::ALLOWED, prefix());
+    let (mut config, folder) = impatient(&secure.sasl, &prefix);
+    config.properties.extend(login("writer").map(|(key, value)| (key.to_owned(), value)));
+    config.record_bytes_max = 100_000;
+    let client = administrator(&secure);
+    let admin: AdminClient<DefaultClientContext> = client.create().unwrap();
+    let topic = format!("{prefix}sensors");
+    create(&admin, &topic, &[("max.message.bytes", "20000")]).await;
+    let mut filled = Filled::new();
+    // A batch of the small ones alone is larger than the topic takes, too.
+    let small = |number: u32| format!("{number:03}{}", " ".repeat(1_000));
+    let large = "x".repeat(50_000);
+    for number in 0..60 {
+        if number == 30 {
+            filled.append("c", "sensors/d/x", b"", large.as_bytes());
+        }
+        filled.append("c", "sensors/d/x", b"", small(number).as_bytes());
+    }
+    filled.settle().await;
+    let carrying = Carrying::start(&filled.journal, &config);
+    carrying.until_delivered(&filled.journal).await;
+    for number in 60..90 {
+        filled.append("c", "sensors/d/x", b"", small(number).as_bytes());
+    }
+    filled.settle().await;
+    carrying.until_delivered(&filled.journal).await;
+    assert_eq!(carrying.part.report().rejected, 1, "{:?}", carrying.part.report());
+    carrying.drain().await;
+
+    let mut next = 0;
+    for record in consume_as(&client, &[topic]).await {
+        let number: u32 = record.value_text().trim_end().parse().unwrap();
+        assert!(number <= next, "{number} came before {next}");
+        next += u32::from(number == next);
+    }
+    assert_eq!(next, 90);
+    let dead = consume_as(&client, &[format!("{prefix}dead-letter")]).await;
+    assert!(!dead.is_empty() && dead.iter().all(|record| record.value_text() == large));
+    assert_eq!(filed(folder.path()).len(), 0);
+}
+
+#[tokio::test]
+async fn where_no_topic_takes_records_everything_waits_and_nothing_is_a_dead_letter() {
+    let (servers, prefix) = (services::kafka(), prefix());
+    let (mut config, folder) = impatient(servers, &prefix);
+    config.topics.create = false;
+    let mut filled = Filled::new();
+    for number in 0..10 {
+        filled.append("c", "sensors/d/x", b"", number.to_string().as_bytes());
+    }
+    filled.settle().await;
+    let carrying = Carrying::start(&filled.journal, &config);
+    eventually("it waits for somebody", || carrying.part.report().state == State::Failed).await;
+    let report = carrying.part.report();
+    let detail = report.detail.unwrap();
+    assert!(
+        detail.contains(&format!("{prefix}sensors")) && detail.contains("kafka.topics.create"),
+        "{detail}"
+    );
+    assert_eq!((report.rejected, report.lag.unwrap().entries), (0, 10));
+    let admin = admin(servers);
+    for route in &config.routes {
+        create(&admin, &route.topic, &[]).await;
+    }
+    carrying.until_delivered(&filled.journal).await;
+    assert_eq!(carrying.part.report().rejected, 0);
+    carrying.drain().await;
+    let consumed = consume(servers, &[format!("{prefix}sensors")]).await;
+    assert_eq!(consumed.len(), 10);
+    assert_eq!(filed(folder.path()).len(), 0);
+}
+
+#[tokio::test]
 async fn where_the_dead_letter_topic_may_not_be_written_the_file_has_them() {
     let secure = services::kafka_secure();
     let prefix = format!("{}{}", Secure::ALLOWED, prefix());
     let (mut config, folder) = impatient(&secure.sasl, &prefix);
     config.dead_letter.topic = Some(unique("forbidden"));
     config.record_bytes_max = 1_000;
-    let login = [
-        ("security.protocol", "sasl_plaintext"),
-        ("sasl.mechanism", "PLAIN"),
-        ("sasl.username", "writer"),
-        ("sasl.password", &services::secret("writer")),
-    ];
-    config.properties.extend(login.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    config.properties.extend(login("writer").map(|(key, value)| (key.to_owned(), value)));
     let mut filled = Filled::new();
     for number in 0..10 {
         filled.append("c", "sensors/d/x", b"", number.to_string().as_bytes());

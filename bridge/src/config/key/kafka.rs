@@ -89,8 +89,8 @@ pub(super) const KEYS: &[Key] = &[
         "kafka.max_record_bytes",
         kafka.record_bytes_max,
         Size { min: 1_000, max: 1_000_000_000 },
-        "The largest record, key and headers included; larger ones are rejected and counted. The topic's own \
-         max.message.bytes counts if it is smaller."
+        "The largest record, key and headers included; larger ones are dead letters. The topic's own \
+         max.message.bytes counts if it is smaller; the dead-letter topic has only its own."
     ),
     Key {
         adds_up: true,
@@ -129,7 +129,8 @@ pub(super) const KEYS: &[Key] = &[
         "kafka.topics.create",
         kafka.topics.create,
         Switch,
-        "Whether the topics that routes name are created when they are missing. Those that exist are left alone."
+        "Whether the topics that routes name, and the dead-letter topic, are created when they are missing. Those that \
+         exist are left alone."
     ),
     key!(
         "kafka.topics.partitions",
