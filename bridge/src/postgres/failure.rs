@@ -8,6 +8,14 @@ use tokio_postgres::error::{DbError, SqlState};
 use super::config::{database, describe};
 use crate::pump::SinkError;
 
+/// Where it was tried.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) target: tokio_postgres::Config,
+    /// The schema that analysts see.
+    pub(super) schema: String,
+}
+
 /// Why something could not be stored.
 #[derive(Debug)]
 pub(super) enum StoreError {
@@ -30,8 +38,8 @@ impl From<SinkError> for StoreError {
 const TLS_FAILED: &str = "error performing TLS handshake";
 
 /// What `error`, met while `doing`, means for the whole sink.
-pub(super) fn sink_error(error: &Error, doing: &str, target: &tokio_postgres::Config) -> SinkError {
-    let at = describe(target);
+pub(super) fn sink_error(error: &Error, doing: &str, place: &Place) -> SinkError {
+    let at = describe(&place.target);
     let Some(server) = error.as_db_error() else {
         let cause = cause(error);
         if error.to_string().starts_with(TLS_FAILED) {
@@ -43,7 +51,7 @@ pub(super) fn sink_error(error: &Error, doing: &str, target: &tokio_postgres::Co
             "PostgreSQL is away ({at}): {cause} while {doing}: check that the server runs and that postgres.url names it"
         ));
     };
-    match advice(server, target) {
+    match advice(server, place) {
         Some(advice) => {
             SinkError::Operator(format!("PostgreSQL refused {doing} ({at}): {}: {advice}", server.message()))
         }
@@ -57,43 +65,43 @@ pub(super) fn sink_error(error: &Error, doing: &str, target: &tokio_postgres::Co
 }
 
 /// What `error`, met while storing rows, means for them.
-pub(super) fn store_error(error: &Error, target: &tokio_postgres::Config) -> StoreError {
+pub(super) fn store_error(error: &Error, place: &Place) -> StoreError {
     match error.as_db_error() {
         Some(server) if *server.code() == SqlState::UNIQUE_VIOLATION => StoreError::Duplicate,
         Some(server) if is_about_the_data(server.code()) => {
             StoreError::Refused { reason: reason(server), line: server.where_().and_then(line_of) }
         }
-        Some(_) | None => StoreError::Sink(sink_error(error, "storing readings", target)),
+        Some(_) | None => StoreError::Sink(sink_error(error, "storing readings", place)),
     }
 }
 
 /// A timeout, which the server had no part in.
-pub(super) fn timed_out(
-    doing: &str,
-    timeout: std::time::Duration,
-    target: &tokio_postgres::Config,
-) -> SinkError {
+pub(super) fn timed_out(doing: &str, timeout: std::time::Duration, place: &Place) -> SinkError {
     SinkError::Retry(format!(
         "PostgreSQL gave no answer within {} ms while {doing} ({}): the server or the network hangs, or something holds a lock",
         timeout.as_millis(),
-        describe(target)
+        describe(&place.target)
     ))
 }
 
 /// What an operator can do, if only an operator can do something.
-fn advice(error: &DbError, target: &tokio_postgres::Config) -> Option<String> {
-    let user = target.get_user().unwrap_or("");
+fn advice(error: &DbError, place: &Place) -> Option<String> {
+    let user = place.target.get_user().unwrap_or("");
     let code = error.code();
     let advice = if *code == SqlState::INVALID_PASSWORD
         || *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
     {
         format!("check user and password in postgres.url, and the server's pg_hba.conf for role {user}")
     } else if *code == SqlState::INVALID_CATALOG_NAME {
-        format!("CREATE DATABASE \"{}\" ENCODING 'UTF8', or name another in postgres.url", database(target))
-    } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
         format!(
-            "to let role {user} make its tables: GRANT CREATE, CONNECT ON DATABASE \"{}\" TO \"{user}\"; if they are another role's, with S for postgres.schema: GRANT USAGE ON SCHEMA S, S_internal TO \"{user}\"; GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA S, S_internal TO \"{user}\"",
-            database(target)
+            "CREATE DATABASE \"{}\" ENCODING 'UTF8', or name another in postgres.url",
+            database(&place.target)
+        )
+    } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+        let (database, schema) = (database(&place.target), &place.schema);
+        let schemas = format!("\"{schema}\", \"{schema}_internal\"");
+        format!(
+            "to let role {user} make its tables: GRANT CREATE, CONNECT ON DATABASE \"{database}\" TO \"{user}\"; if they are another role's: GRANT USAGE ON SCHEMA {schemas} TO \"{user}\"; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schemas} TO \"{user}\""
         )
     } else if *code == SqlState::UNDEFINED_TABLE
         || *code == SqlState::UNDEFINED_COLUMN

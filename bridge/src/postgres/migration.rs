@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 use tracing::info;
 
 use super::config::Config;
-use super::failure::sink_error;
+use super::failure::{Place, sink_error};
 use crate::pump::SinkError;
 
 /// One step of the schema. `{schema}` and `{internal}` stand for the quoted names of the two schemas,
@@ -20,9 +20,10 @@ struct Migration {
     sql: &'static str,
 }
 
-const MIGRATIONS: [Migration; 2] = [
+const MIGRATIONS: [Migration; 3] = [
     Migration { name: "readings", sql: include_str!("migrations/001_readings.sql") },
     Migration { name: "rollups", sql: include_str!("migrations/002_rollups.sql") },
+    Migration { name: "rollup cursor", sql: include_str!("migrations/003_rollup_cursor.sql") },
 ];
 
 /// The version of the schema that this program works with.
@@ -40,12 +41,8 @@ pub(super) async fn is_current(client: &Client, config: &Config) -> Result<bool,
 }
 
 /// Brings the schema to [`VERSION`]; does nothing if it is there.
-pub(super) async fn migrate(
-    client: &mut Client,
-    config: &Config,
-    target: &tokio_postgres::Config,
-) -> Result<(), SinkError> {
-    let failed = |error: tokio_postgres::Error| sink_error(&error, "making its tables", target);
+pub(super) async fn migrate(client: &mut Client, config: &Config, place: &Place) -> Result<(), SinkError> {
+    let failed = |error: tokio_postgres::Error| sink_error(&error, "making its tables", place);
     let transaction = client.transaction().await.map_err(failed)?;
     let begin = format!(
         "SET LOCAL statement_timeout = {}; SELECT pg_advisory_xact_lock({LOCK})",

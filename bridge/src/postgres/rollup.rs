@@ -1,9 +1,8 @@
-//! Numbers per device, metric and minute, summed up before they are sent: one row per bucket and transaction, whatever
-//! the number of readings in it.
+//! Numbers per device, metric and minute, summed up before they are sent: one row per bucket, whatever the number of
+//! readings in it.
 //!
-//! The database adds them to what it has in the transaction that stores the readings, so both always agree, also after
-//! crashes and for readings that come late. Buckets are in the order of device, metric and time, so that two instances
-//! that store into the same ones never wait for each other in a circle.
+//! Buckets are in the order of device, metric and time, so that two instances that add to the same ones never wait for
+//! each other in a circle.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -34,6 +33,18 @@ struct Numbers {
 }
 
 impl Numbers {
+    /// Of readings that are no numbers.
+    const NONE: Self = Self {
+        count: 0,
+        min: f64::INFINITY,
+        max: f64::NEG_INFINITY,
+        sum: 0.0,
+        first: 0.0,
+        first_us: i64::MAX,
+        last: 0.0,
+        last_us: i64::MIN,
+    };
+
     const fn of(number: f64, time_us: i64) -> Self {
         Self {
             count: 1,
@@ -74,14 +85,13 @@ pub(super) struct Rollup {
 }
 
 impl Rollup {
-    /// Adds a reading, if it is a number. `time_us` is as PostgreSQL counts, from 2000 on.
+    /// Adds a reading. `time_us` is as PostgreSQL counts, from 2000 on.
     pub(super) fn push(&mut self, reading: &Reading<'_>, time_us: i64) {
-        let Some(number) = reading.number else { return };
         self.key.clear();
         push_text(&mut self.key, reading.device);
         push_text(&mut self.key, reading.metric);
         push_time(&mut self.key, time_us.div_euclid(MINUTE_US) * MINUTE_US);
-        let numbers = Numbers::of(number, time_us);
+        let numbers = reading.number.map_or(Numbers::NONE, |number| Numbers::of(number, time_us));
         match self.minutes.get_mut(self.key.as_slice()) {
             Some(minute) => minute.add(&numbers),
             None => _ = self.minutes.insert(self.key.as_slice().into(), numbers),
@@ -115,13 +125,56 @@ fn push_time(key: &mut Vec<u8>, time_us: i64) {
     key.extend_from_slice(&(time_us.cast_unsigned() ^ SIGN).to_be_bytes());
 }
 
-/// Buckets in order; each once.
+/// Buckets in order; each once. Also of minutes without numbers, until [`Buckets::retain_numbers`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct Buckets(Vec<(Box<[u8]>, Numbers)>);
 
 impl Buckets {
     pub(super) const fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    pub(super) const fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Each device and metric once, with the end of its names and the latest minute of it.
+    pub(super) fn series(&self) -> impl Iterator<Item = (&[u8], i64)> {
+        let runs = self.0.chunk_by(|(a, _), (b, _)| split(a).0 == split(b).0);
+        runs.filter_map(<[_]>::last).map(|(key, _)| split(key))
+    }
+
+    /// Forgets minutes without numbers, which are in no rollup.
+    pub(super) fn retain_numbers(&mut self) {
+        self.0.retain(|(_, numbers)| numbers.count > 0);
+    }
+
+    /// One of several, each of which came later than those before it.
+    pub(super) fn merged(mut several: Vec<Self>) -> Self {
+        if several.len() < 2 {
+            return several.pop().unwrap_or_default();
+        }
+        let mut all: Vec<_> = several.into_iter().flat_map(|buckets| buckets.0).collect();
+        // Stable, so that of one bucket what came later stays behind.
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        all.dedup_by(|(later_key, later), (key, numbers)| {
+            let is_same = later_key == key;
+            if is_same {
+                numbers.add(later);
+            }
+            is_same
+        });
+        Self(all)
+    }
+
+    /// Those that `is_new` says cannot be there yet, and the others; both in order. It is asked with the names and the
+    /// time of each.
+    pub(super) fn split(self, mut is_new: impl FnMut(&[u8], i64) -> bool) -> (Self, Self) {
+        let (new, others) = self.0.into_iter().partition(|(key, _)| {
+            let (names, time_us) = split(key);
+            is_new(names, time_us)
+        });
+        (Self(new), Self(others))
     }
 
     /// The same per hour.
@@ -144,10 +197,9 @@ impl Buckets {
         let mut columns = Columns::default();
         for (key, numbers) in &self.0 {
             let (names, time_us) = split(key);
-            let mut names = names.split(|&byte| byte == 0).map(|name| std::str::from_utf8(name));
-            let mut name = || names.next().and_then(Result::ok).expect("two texts were written, as such");
-            columns.device.push(name());
-            columns.metric.push(name());
+            let (device, metric) = texts(names);
+            columns.device.push(device);
+            columns.metric.push(metric);
             columns.time.push(Micros(time_us));
             columns.count.push(numbers.count);
             columns.min.push(numbers.min);
@@ -167,6 +219,13 @@ fn split(key: &[u8]) -> (&[u8], i64) {
     let (names, time) = key.split_at(key.len() - TIME_BYTES);
     let time = u64::from_be_bytes(time.try_into().expect("it was split off at this length"));
     (names, (time ^ SIGN).cast_signed())
+}
+
+/// Device and metric.
+pub(super) fn texts(names: &[u8]) -> (&str, &str) {
+    let mut names = names.split(|&byte| byte == 0).map(|name| std::str::from_utf8(name));
+    let mut name = || names.next().and_then(Result::ok).expect("two texts were written, as such");
+    (name(), name())
 }
 
 /// What [`upsert`] takes.
@@ -203,13 +262,20 @@ impl Columns<'_> {
     }
 }
 
-/// The statement that adds buckets to `table`.
-pub(super) fn upsert(schema: &str, internal: &str, table: &str) -> String {
+/// The statement that adds buckets to `table`, none of which is there.
+pub(super) fn insert(schema: &str, table: &str) -> String {
     format!(
         "INSERT INTO \"{schema}\".{table} AS had
             (device, metric, \"time\", count, min, max, sum, first, first_time, last, last_time)
         SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::float8[], $6::float8[],
-            $7::float8[], $8::float8[], $9::timestamptz[], $10::float8[], $11::timestamptz[])
+            $7::float8[], $8::float8[], $9::timestamptz[], $10::float8[], $11::timestamptz[])"
+    )
+}
+
+/// The statement that adds buckets to `table`, to what it has of them.
+pub(super) fn upsert(schema: &str, internal: &str, table: &str) -> String {
+    format!(
+        "{}
         ON CONFLICT (device, metric, \"time\") DO UPDATE SET
             count = had.count + excluded.count,
             min = least(had.min, excluded.min),
@@ -218,13 +284,14 @@ pub(super) fn upsert(schema: &str, internal: &str, table: &str) -> String {
             first = CASE WHEN excluded.first_time < had.first_time THEN excluded.first ELSE had.first END,
             first_time = least(had.first_time, excluded.first_time),
             last = CASE WHEN excluded.last_time >= had.last_time THEN excluded.last ELSE had.last END,
-            last_time = greatest(had.last_time, excluded.last_time)"
+            last_time = greatest(had.last_time, excluded.last_time)",
+        insert(schema, table)
     )
 }
 
 /// Microseconds since 2000, as `timestamptz` has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Micros(i64);
+pub(super) struct Micros(pub(super) i64);
 
 impl ToSql for Micros {
     fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
@@ -237,6 +304,35 @@ impl ToSql for Micros {
     }
 
     to_sql_checked!();
+}
+
+#[cfg(test)]
+impl Rollup {
+    /// A number in each of these minutes, of one series.
+    pub(super) fn of_minutes(minutes: &[i64]) -> Buckets {
+        let mut rollup = Self::default();
+        for minute in minutes {
+            let reading = Reading {
+                time_us: 0,
+                device: "d",
+                metric: "m",
+                number: Some(1.0),
+                text: None,
+                unit: None,
+                json: None,
+                payload: None,
+            };
+            rollup.push(&reading, minute * MINUTE_US);
+        }
+        rollup.take()
+    }
+}
+
+#[cfg(test)]
+impl Buckets {
+    pub(super) fn minutes(&self) -> Vec<i64> {
+        self.0.iter().map(|(key, _)| split(key).1 / MINUTE_US).collect()
+    }
 }
 
 #[cfg(test)]
@@ -256,7 +352,12 @@ mod tests {
             rollup.push(&reading(device, Some(number)), second * 1_000_000);
         }
         rollup.push(&reading("a", None), 0);
-        let minutes = rollup.take();
+        rollup.push(&reading("c", None), 90_000_000_000);
+        let mut minutes = rollup.take();
+        let series: Vec<_> =
+            minutes.series().map(|(names, minute)| (texts(names).0, minute / 1_000_000)).collect();
+        assert_eq!(series, [("a", 60), ("b", 60), ("c", 90_000)]);
+        minutes.retain_numbers();
         let shape = |buckets: &Buckets| {
             let columns = buckets.columns();
             (0..columns.device.len())
@@ -293,6 +394,28 @@ mod tests {
             ]
         );
         assert!(rollup.take().is_empty());
+    }
+
+    #[test]
+    fn what_came_later_is_last_in_a_merge() {
+        let of = |numbers: &[(i64, f64)]| {
+            let mut rollup = Rollup::default();
+            for (second, number) in numbers {
+                rollup.push(&reading("a", Some(*number)), second * 1_000_000);
+            }
+            rollup.take()
+        };
+        let merged = Buckets::merged(vec![
+            of(&[(3, 1.0), (70, 1.5)]),
+            of(&[]),
+            of(&[(3, 2.0), (70, 2.5)]),
+            of(&[(1, 3.0), (130, 3.5)]),
+        ]);
+        let columns = merged.columns();
+        assert_eq!(columns.count, [3, 2, 1]);
+        assert_eq!(columns.first, [3.0, 1.5, 3.5]);
+        assert_eq!(columns.last, [2.0, 2.5, 3.5]);
+        assert_eq!(columns.sum, [6.0, 4.0, 3.5]);
     }
 
     #[test]

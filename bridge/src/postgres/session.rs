@@ -1,33 +1,29 @@
-//! One connection: made ready, then storing groups of rows together with the cursor, one transaction each.
+//! Storing groups of rows together with the cursor, one transaction each.
 //!
-//! Nothing waits for ever: every exchange has a deadline, after which the connection is given up. Whether a commit
-//! that was cut off took place is read from the cursor by the next session, never guessed.
+//! Whether a commit that was cut off took place is read from the cursor by the next session, never guessed.
 
-use std::future::Future;
 use std::pin::pin;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::SinkExt;
 use tidegate_broker::journal::JournalId;
 use tidegate_broker::record::{Offset, Record};
-use tokio::task::JoinHandle;
 use tokio_postgres::{Client, CopyInSink, SimpleQueryMessage, Statement};
 use tracing::{info, warn};
 
 use super::config::{Config, describe};
+use super::connection::Connection;
 use super::copy::{COLUMNS, Rows};
-use super::failure::{StoreError, sink_error, store_error, timed_out};
+use super::failure::{StoreError, store_error, timed_out};
+use super::follower::{Follower, Room};
 use super::migration::{MIGRATION_TIMEOUT, is_current, migrate};
-use super::rollup::{Buckets, upsert};
-use super::tls;
+use super::rollup::Buckets;
+use super::series::{self, Changed, Series};
 use super::upkeep::Upkeep;
 use crate::pump::SinkError;
 
 /// `COPY` is sent in parts of this size, so that the connection never holds a second copy of a whole group.
 const PART_BYTES: usize = 256 << 10;
-/// What is added to the server's own timeout before the client gives up.
-const GRACE: Duration = Duration::from_secs(5);
 /// The number by which rows know the journal: the same again, should the cursor's row ever be lost.
 pub(super) const fn journal_key(journal: JournalId) -> i64 {
     (journal.0 as u64 >> 1) as i64
@@ -36,55 +32,32 @@ pub(super) const fn journal_key(journal: JournalId) -> i64 {
 /// A connection that is ready to store.
 #[derive(Debug)]
 pub(super) struct Session {
-    pub(super) client: Client,
-    connection: JoinHandle<()>,
+    pub(super) connection: Connection,
+    pub(super) follower: Follower,
     statements: Statements,
     pub(super) config: Config,
-    pub(super) target: tokio_postgres::Config,
     journal: i64,
     /// The cursor as the database last told or took it.
     position: Option<Offset>,
+    series: Series,
     pub(super) upkeep: Upkeep,
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.connection.abort();
-    }
 }
 
 impl Session {
     /// Connects, brings the schema up to date, and reads the cursor.
     pub(super) async fn open(config: &Config, journal: JournalId) -> Result<Self, SinkError> {
-        let mut target = config.target().map_err(SinkError::Operator)?;
-        if let Some(password) = config.read_password().map_err(SinkError::Operator)? {
-            target.password(password);
-        }
-        let tls = config.tls().and_then(|(_, verify, file)| tls::connector(verify, file.as_deref()));
-        // The library's own timeout counts for each address alone, and not for what follows the connect.
-        let (wait, connecting) = (config.connect_timeout, target.connect(tls.map_err(SinkError::Operator)?));
-        let (client, connection) = match tokio::time::timeout(wait, connecting).await {
-            Err(_) => return Err(timed_out("connecting", wait, &target)),
-            Ok(connected) => connected.map_err(|error| sink_error(&error, "the connection", &target))?,
-        };
-        let connection = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                // The statement under way reports it as well, with what to do.
-                tracing::debug!(%error, "the PostgreSQL connection ended");
-            }
-        });
-        // From here on the connection task ends with the guard.
-        let guard = AbortOnDrop(Some(connection));
-        let (client, statements, position) = prepare(client, config, &target, journal).await?;
-        info!(at = %describe(&target), schema = %config.schema, position = ?position, "connected to PostgreSQL");
+        let mut connection = Connection::open(config).await?;
+        let (statements, position) = prepare(&mut connection, config, journal).await?;
+        let follower = Follower::open(config, journal_key(journal), position).await?;
+        info!(at = %describe(&connection.place.target), schema = %config.schema, position = ?position, "connected to PostgreSQL");
         let mut session = Self {
-            client,
-            connection: guard.release(),
+            connection,
+            follower,
             statements,
             config: config.clone(),
-            target,
             journal: journal_key(journal),
             position,
+            series: Series::default(),
             upkeep: Upkeep::default(),
         };
         session.maintain().await;
@@ -96,80 +69,97 @@ impl Session {
         self.position
     }
 
-    /// Returns when the connection is lost.
+    /// Returns when a connection is lost; to be asked once.
     pub(super) async fn lost(&mut self) -> SinkError {
-        // A task that was aborted or has panicked is gone as well.
-        let _ = (&mut self.connection).await;
-        SinkError::Retry(format!("the connection to PostgreSQL was lost ({})", describe(&self.target)))
+        tokio::select! {
+            error = self.connection.lost() => error,
+            error = self.follower.lost() => error,
+        }
     }
 
     /// Stores `rows` and moves the cursor to `end`, both or neither.
-    pub(super) async fn store(&mut self, rows: Rows, end: Offset) -> Result<(), StoreError> {
+    pub(super) async fn store(&mut self, mut rows: Rows, end: Offset) -> Result<(), StoreError> {
         self.make_partitions_for(&rows.days).await;
-        let stored = match self.store_once(&rows, end).await {
-            Err(StoreError::Duplicate) => self.store_missing(rows.stream, end).await,
-            stored => stored,
+        let minutes = std::mem::take(&mut rows.minutes);
+        let changed = self.series.changed(&minutes);
+        // Rollups that are further than the readings have some of these already: somebody has set the cursor back.
+        let is_repeated = self.position.unwrap_or_default() < self.follower.end();
+        let stored = if is_repeated {
+            Err(StoreError::Duplicate)
+        } else {
+            self.store_once(&rows.stream, minutes, &changed, end).await
         };
-        if stored.is_ok() {
-            self.position = Some(end);
+        match stored {
+            Err(StoreError::Duplicate) => self.store_missing(rows.stream, &changed, end).await?,
+            stored => stored?,
         }
-        stored
+        self.series.learn(changed);
+        self.position = Some(end);
+        Ok(())
     }
 
-    async fn store_once(&self, rows: &Rows, end: Offset) -> Result<(), StoreError> {
+    async fn store_once(
+        &mut self,
+        stream: &Bytes,
+        minutes: Buckets,
+        changed: &Changed,
+        end: Offset,
+    ) -> Result<(), StoreError> {
+        let room = self.follower.room(&minutes).await?;
         self.begin(end).await?;
-        if !rows.stream.is_empty() {
-            let copied = self.copy(&self.statements.copy, rows.stream.clone()).await;
+        if !stream.is_empty() {
+            let copied = self.copy(&self.statements.copy, stream.clone()).await;
             self.or_rollback(copied).await?;
         }
-        if !rows.minutes.is_empty() {
-            let added = self.add_rollups(&rows.minutes).await;
-            self.or_rollback(added).await?;
-        }
-        Ok(self.simple("storing readings", "COMMIT").await?)
+        self.note_series(changed).await?;
+        self.connection.simple("storing readings", "COMMIT").await?;
+        Ok(self.follower.push(minutes, end, room).await?)
     }
 
-    async fn add_rollups(&self, minutes: &Buckets) -> Result<(), StoreError> {
-        let hours = minutes.hours();
-        let (minutes, hours) = (minutes.columns(), hours.columns());
-        let (minutes, hours) = (minutes.parameters(), hours.parameters());
-        // One after the other on the wire, without waiting in between. If the first fails, the second is told only that
-        // the transaction has failed, so both answers are waited for and the first error counts.
-        let added = async {
-            let (per_minute, per_hour) = tokio::join!(
-                self.client.execute(&self.statements.per_minute, &minutes),
-                self.client.execute(&self.statements.per_hour, &hours),
-            );
-            per_minute.and(per_hour)
-        };
-        let added = self.deadline("adding up readings", added).await?;
-        added.map(|_| ()).map_err(|error| store_error(&error, &self.target))
+    async fn note_series(&self, changed: &Changed) -> Result<(), SinkError> {
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let columns = changed.columns();
+        let columns: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+            [&columns.device, &columns.metric, &columns.since];
+        let noted = self.connection.client.execute(&self.statements.series, &columns);
+        self.connection.within("noting devices and metrics", noted).await.map(|_| ())
     }
 
     /// Like [`Session::store_once`] for rows of which some are there already: somebody has set the cursor back.
-    async fn store_missing(&self, rows: Bytes, end: Offset) -> Result<(), StoreError> {
+    async fn store_missing(&mut self, rows: Bytes, changed: &Changed, end: Offset) -> Result<(), StoreError> {
         warn!("some of the readings up to {end} are stored already; storing the others");
+        // The rollups move with this transaction, from where they are.
+        self.follower.settled().await?;
         self.begin(end).await?;
-        let (schema, columns) = (&self.config.schema, columns());
+        let (schema, internal, columns) = (&self.config.schema, self.config.internal_schema(), columns());
         let make = format!(
             "CREATE TEMP TABLE incoming (LIKE \"{schema}\".readings) ON COMMIT DROP;
              CREATE TEMP TABLE missing (LIKE \"{schema}\".readings) ON COMMIT DROP"
         );
-        self.simple("storing readings", &make).await?;
+        self.connection.simple("storing readings", &make).await?;
         let copy = format!("COPY pg_temp.incoming ({columns}) FROM STDIN (FORMAT binary)");
-        let copy = self.within("storing readings", self.client.prepare(&copy)).await?;
+        let copy = self.connection.within("storing readings", self.connection.client.prepare(&copy)).await?;
         let copied = self.copy(&copy, rows).await;
         self.or_rollback(copied).await?;
         let insert = format!(
             "WITH stored AS (INSERT INTO \"{schema}\".readings ({columns})
                 SELECT {columns} FROM pg_temp.incoming ON CONFLICT DO NOTHING RETURNING {columns})
              INSERT INTO pg_temp.missing ({columns}) SELECT {columns} FROM stored;
-             SELECT \"{}\".add_rollups('pg_temp.missing')",
-            self.config.internal_schema()
+             SELECT \"{internal}\".add_rollups('pg_temp.missing');
+             UPDATE \"{internal}\".rollup_cursor SET \"position\" = greatest(\"position\", {end}), changed = now()
+                WHERE journal = {}",
+            self.journal
         );
-        let inserted = self.deadline("storing readings", self.client.batch_execute(&insert)).await?;
-        self.or_rollback(inserted.map_err(|error| store_error(&error, &self.target))).await?;
-        Ok(self.simple("storing readings", "COMMIT").await?)
+        let inserted = self
+            .connection
+            .deadline("storing readings", self.connection.client.batch_execute(&insert))
+            .await?;
+        self.or_rollback(inserted.map_err(|error| store_error(&error, &self.connection.place))).await?;
+        self.note_series(changed).await?;
+        self.connection.simple("storing readings", "COMMIT").await?;
+        Ok(self.follower.passed(end).await?)
     }
 
     /// Ends the transaction if the server has refused the rows, so that the connection can go on.
@@ -177,7 +167,7 @@ impl Session {
         match &outcome {
             Ok(()) | Err(StoreError::Sink(_)) => {}
             Err(StoreError::Refused { .. } | StoreError::Duplicate) => {
-                self.simple("giving a group up", "ROLLBACK").await?;
+                self.connection.simple("giving a group up", "ROLLBACK").await?;
             }
         }
         outcome
@@ -203,9 +193,14 @@ impl Session {
         let received_ms = record.time.0 as f64;
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
             [&self.journal, &position, &received_ms, &topic, &client, &record.payload, &reason];
-        self.within("putting a refused record aside", self.client.execute(&sql, &parameters)).await?;
-        self.simple("putting a refused record aside", "COMMIT").await?;
+        self.connection
+            .within("putting a refused record aside", self.connection.client.execute(&sql, &parameters))
+            .await?;
+        self.connection.simple("putting a refused record aside", "COMMIT").await?;
         self.position = Some(end);
+        if self.follower.end() < end {
+            self.follower.push(Buckets::default(), end, Room::default()).await?;
+        }
         Ok(())
     }
 
@@ -222,65 +217,33 @@ impl Session {
             self.config.internal_schema(),
             self.journal
         );
-        let messages = self.within("moving the cursor", self.client.simple_query(&sql)).await?;
+        let messages =
+            self.connection.within("moving the cursor", self.connection.client.simple_query(&sql)).await?;
         let moved = messages.iter().any(|message| matches!(message, SimpleQueryMessage::CommandComplete(1)));
         if moved {
             return Ok(());
         }
         Err(SinkError::Retry(format!(
             "the cursor in PostgreSQL is no longer where this appliance left it ({}): another instance on a copy of the same journal, or a commit whose answer was lost; going on from what the database says",
-            describe(&self.target)
+            describe(&self.connection.place.target)
         )))
     }
 
     async fn copy(&self, copy: &Statement, mut rows: Bytes) -> Result<(), StoreError> {
         let doing = "storing readings";
-        let stream = self.deadline(doing, self.client.copy_in(copy)).await?;
-        let stream: CopyInSink<Bytes> = stream.map_err(|error| store_error(&error, &self.target))?;
+        let stream = self.connection.deadline(doing, self.connection.client.copy_in(copy)).await?;
+        let stream: CopyInSink<Bytes> =
+            stream.map_err(|error| store_error(&error, &self.connection.place))?;
         let mut stream = pin!(stream);
         while !rows.is_empty() {
             let part = rows.split_to(rows.len().min(PART_BYTES));
             // An error here only says that the server has answered already; `finish` tells what.
-            if self.deadline(doing, stream.send(part)).await?.is_err() {
+            if self.connection.deadline(doing, stream.send(part)).await?.is_err() {
                 break;
             }
         }
-        let finished = self.deadline(doing, stream.finish()).await?;
-        finished.map(|_| ()).map_err(|error| store_error(&error, &self.target))
-    }
-
-    pub(super) async fn simple(&self, doing: &str, sql: &str) -> Result<(), SinkError> {
-        self.within(doing, self.client.batch_execute(sql)).await
-    }
-
-    pub(super) async fn within<T>(
-        &self,
-        doing: &str,
-        exchange: impl Future<Output = Result<T, tokio_postgres::Error>>,
-    ) -> Result<T, SinkError> {
-        self.deadline(doing, exchange).await?.map_err(|error| sink_error(&error, doing, &self.target))
-    }
-
-    async fn deadline<T>(&self, doing: &str, exchange: impl Future<Output = T>) -> Result<T, SinkError> {
-        let wait = self.config.statement_timeout + GRACE;
-        tokio::time::timeout(wait, exchange).await.map_err(|_| timed_out(doing, wait, &self.target))
-    }
-}
-
-/// Ends the connection's task unless it is released.
-struct AbortOnDrop(Option<JoinHandle<()>>);
-
-impl AbortOnDrop {
-    fn release(mut self) -> JoinHandle<()> {
-        self.0.take().expect("released once")
-    }
-}
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
-        }
+        let finished = self.connection.deadline(doing, stream.finish()).await?;
+        finished.map(|_| ()).map_err(|error| store_error(&error, &self.connection.place))
     }
 }
 
@@ -293,74 +256,41 @@ fn columns() -> String {
 #[derive(Debug)]
 struct Statements {
     copy: Statement,
-    per_minute: Statement,
-    per_hour: Statement,
+    series: Statement,
 }
 
 impl Statements {
     async fn prepare(client: &Client, config: &Config) -> Result<Self, tokio_postgres::Error> {
-        let (schema, internal) = (&config.schema, config.internal_schema());
-        let copy = format!("COPY \"{schema}\".readings ({}) FROM STDIN (FORMAT binary)", columns());
-        let rollup = |table| upsert(schema, &internal, table);
-        Ok(Self {
-            copy: client.prepare(&copy).await?,
-            per_minute: client.prepare(&rollup("readings_per_minute")).await?,
-            per_hour: client.prepare(&rollup("readings_per_hour")).await?,
-        })
+        let copy = format!("COPY \"{}\".readings ({}) FROM STDIN (FORMAT binary)", config.schema, columns());
+        let series = series::upsert(&config.internal_schema());
+        Ok(Self { copy: client.prepare(&copy).await?, series: client.prepare(&series).await? })
     }
 }
 
-/// Settings, checks, schema, cursor and the statements.
+/// Checks, schema, cursor and the statements.
 async fn prepare(
-    mut client: Client,
+    connection: &mut Connection,
     config: &Config,
-    target: &tokio_postgres::Config,
     journal: JournalId,
-) -> Result<(Client, Statements, Option<Offset>), SinkError> {
+) -> Result<(Statements, Option<Offset>), SinkError> {
     let doing = "preparing the session";
-    let failed = |error: tokio_postgres::Error| sink_error(&error, doing, target);
-    let wait = config.statement_timeout + GRACE;
-    let late = |_| timed_out(doing, wait, target);
-    let checked = async {
-        client.batch_execute(&settings(config)).await.map_err(failed)?;
-        check_server(&client, target).await?;
-        is_current(&client, config).await.map_err(failed)
-    };
+    check_server(connection).await?;
+    let is_current = connection.within(doing, is_current(&connection.client, config)).await?;
     // A role without the right to make tables may store readings, once somebody else has made them.
-    if !tokio::time::timeout(wait, checked).await.map_err(late)?? {
-        let migrated = tokio::time::timeout(MIGRATION_TIMEOUT, migrate(&mut client, config, target)).await;
-        migrated.map_err(|_| timed_out("making its tables", MIGRATION_TIMEOUT, target))??;
+    if !is_current {
+        let migrating = migrate(&mut connection.client, config, &connection.place);
+        let migrated = tokio::time::timeout(MIGRATION_TIMEOUT, migrating).await;
+        migrated.map_err(|_| timed_out("making its tables", MIGRATION_TIMEOUT, &connection.place))??;
     }
-    let ready = async {
-        let position = cursor(&client, config, journal).await.map_err(failed)?;
-        let statements = Statements::prepare(&client, config).await.map_err(failed)?;
-        Ok((statements, position))
-    };
-    let (statements, position) = tokio::time::timeout(wait, ready).await.map_err(late)??;
-    Ok((client, statements, position))
+    let position = connection.within(doing, cursor(&connection.client, config, journal)).await?;
+    let statements = connection.within(doing, Statements::prepare(&connection.client, config)).await?;
+    Ok((statements, position))
 }
 
-/// A server that has lost us must not hold our lock for long; and a commit that is confirmed must be on its disk,
-/// since the journal may be trimmed then.
-fn settings(config: &Config) -> String {
-    let timeout_ms = config.statement_timeout.as_millis();
-    format!(
-        "SET statement_timeout = {timeout_ms};
-         SET idle_in_transaction_session_timeout = {timeout_ms};
-         SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;
-         SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
-    )
-}
-
-async fn check_server(client: &Client, target: &tokio_postgres::Config) -> Result<(), SinkError> {
-    let failed = |error: tokio_postgres::Error| sink_error(&error, "preparing the session", target);
-    let row = client
-        .query_one(
-            "SELECT current_setting('server_encoding'), pg_is_in_recovery(), current_setting('server_version_num')::int",
-            &[],
-        )
-        .await
-        .map_err(failed)?;
+async fn check_server(connection: &Connection) -> Result<(), SinkError> {
+    let ask = "SELECT current_setting('server_encoding'), pg_is_in_recovery(), current_setting('server_version_num')::int";
+    let target = &connection.place.target;
+    let row = connection.within("preparing the session", connection.client.query_one(ask, &[])).await?;
     let (encoding, is_standby, version): (String, bool, i32) = (row.get(0), row.get(1), row.get(2));
     if encoding != "UTF8" {
         return Err(SinkError::Operator(format!(

@@ -53,6 +53,8 @@ impl Session {
         let today = today();
         self.make_partitions(today - 1, today + i64::from(self.config.partition_days_ahead)).await;
         if let Some(days) = self.config.retention_days {
+            // What is dropped with its day shall be in the rollups. Should they fail, storing will tell.
+            let _ = self.follower.settled().await;
             self.retain("readings", days, drop_days(today - i64::from(days))).await;
         }
         if let Some(days) = self.config.rollup_retention_days {
@@ -129,9 +131,9 @@ impl Session {
 
     /// The number that a statement gives which waits for no lock for long.
     async fn briefly(&self, doing: &str, sql: &str) -> Result<i64, SinkError> {
-        self.simple(doing, &format!("SET lock_timeout = {LOCK_MS}")).await?;
-        let answer = self.within(doing, self.client.query_one(sql, &[])).await;
-        self.simple(doing, "SET lock_timeout = 0").await?;
+        self.connection.simple(doing, &format!("SET lock_timeout = {LOCK_MS}")).await?;
+        let answer = self.connection.within(doing, self.connection.client.query_one(sql, &[])).await;
+        self.connection.simple(doing, "SET lock_timeout = 0").await?;
         Ok(i64::from(answer?.get::<_, i32>(0)))
     }
 
@@ -139,7 +141,13 @@ impl Session {
         if self.config.reader_role.is_empty() {
             return;
         }
-        let problem = match reader::admit(&self.client, &self.config, &self.target).await {
+        let problem = match reader::admit(
+            &self.connection.client,
+            &self.config,
+            &self.connection.place.target,
+        )
+        .await
+        {
             Ok(false) => None,
             Ok(true) => {
                 info!(role = %self.config.reader_role, schema = %self.config.schema, "the role may read the schema");
@@ -164,15 +172,22 @@ struct Step {
     unit: &'static str,
 }
 
-/// Drops the partitions of the days before `first`, counted from 1970-01-01; then the rows without one.
-fn drop_days(first: i64) -> [Step; 2] {
+/// Drops the partitions of the days before `first`, counted from 1970-01-01; then the rows without one, and the series
+/// that have nothing later.
+fn drop_days(first: i64) -> [Step; 3] {
     let partitions = Step {
         sql: format!("SELECT {{internal}}.drop_partition_before(date '1970-01-01' + {first})"),
         rounds_max: u32::MAX,
         counter: "tidegate_postgres_partitions_dropped_total",
         unit: "partitions",
     };
-    [partitions, delete("readings_default", first)]
+    let series = Step {
+        sql: format!("SELECT {{internal}}.forget_series(date '1970-01-01' + {first})"),
+        rounds_max: 1,
+        counter: "tidegate_postgres_rows_removed_total",
+        unit: "series",
+    };
+    [partitions, delete("readings_default", first), series]
 }
 
 fn delete_rollups(first: i64) -> [Step; 2] {

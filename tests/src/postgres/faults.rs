@@ -120,7 +120,7 @@ async fn a_lost_connection_is_told_while_nothing_flows() {
     let database = Database::create(services::postgres()).await;
     let mut sink = sink(&database.url);
     deliver(&mut sink, &numbered(1, 1)).await;
-    assert_eq!(database.count(KILL).await, Some(1));
+    assert_eq!(database.count(KILL).await, Some(2), "one for the readings, one for the rollups");
     let lost = tokio::time::timeout(PATIENCE, sink.lost()).await.expect("the loss is noticed");
     assert!(lost.to_string().contains("lost"), "{lost}");
 }

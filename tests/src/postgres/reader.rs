@@ -26,7 +26,9 @@ async fn connect(url: &str, role: &str) -> tokio_postgres::Client {
 async fn the_reader_reads_everything_and_changes_nothing() {
     let database = Database::create(services::postgres()).await;
     let role = unique("reader");
-    deliver(&mut with_reader(&database.url, &role), &numbered(2, 10)).await;
+    let mut sink = with_reader(&database.url, &role);
+    deliver(&mut sink, &numbered(2, 10)).await;
+    database.await_rollups().await;
     let reader = connect(&database.url, &role).await;
     for (table, count) in [
         ("readings", 20),

@@ -31,8 +31,10 @@ const PARTITIONS: &str = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'ti
 async fn days_older_than_the_retention_are_dropped() {
     let database = Database::create(services::postgres()).await;
     let records = [days_ago(0), days_ago(3), days_ago(7), days_ago(9), days_ago(300), days_ago(4_000)];
-    deliver(&mut sink(&database.url), &[batch(0, &records)]).await;
+    let mut first = sink(&database.url);
+    deliver(&mut first, &[batch(0, &records)]).await;
     assert_eq!(database.count(PARTITIONS).await, Some(4));
+    database.await_rollups().await;
     // For ever is the default.
     sink(&database.url).connect().await.unwrap();
     assert_eq!(kept(&database, "readings", "number").await, [0.0, 3.0, 7.0, 9.0, 300.0, 4_000.0]);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tidegate::pump::Sink as _;
 use tidegate_broker::record::Batch;
 
 use super::faults::KILL;
@@ -26,6 +27,7 @@ fn differing(unit: &str) -> String {
 }
 
 async fn assert_exact(database: &Database) {
+    database.await_rollups().await;
     for unit in ["minute", "hour"] {
         assert_eq!(database.count(&differing(unit)).await, Some(0), "per {unit}");
     }
@@ -79,6 +81,7 @@ async fn numbers_at_the_ends_of_their_range_are_added_up() {
     deliver(&mut sink, &[batch(0, &records), batch(7, &records)]).await;
     let again = [batch(0, &records), batch(7, &records), batch(14, &records)];
     deliver(&mut sink, &again).await;
+    database.await_rollups().await;
     let rows = database
         .query("SELECT concat_ws(' ', metric, count, min, max, avg, sum) FROM tidegate.readings_per_hour ORDER BY 1", &[])
         .await;
@@ -115,8 +118,57 @@ async fn rollups_count_once_through_killed_connections() {
     let killed = killer.await.unwrap();
     eprintln!("{killed} connections killed, connected {connects} times");
     assert!(killed >= 3, "the load outlasted the kills: {killed}");
+    database.await_rollups().await;
     let counted = database.count("SELECT sum(count)::bigint FROM tidegate.readings_per_minute").await;
     assert_eq!(counted, Some(15_000));
+    assert_exact(&database).await;
+}
+
+/// Readings are stored while the rollups cannot be written, and the process ends before they are.
+#[tokio::test]
+async fn rollups_that_were_left_behind_are_made_good() {
+    let database = Database::create(services::postgres()).await;
+    let mut first = sink(&database.url);
+    let batches = scattered(40, 100);
+    deliver(&mut first, &batches[..10]).await;
+    database.await_rollups().await;
+    database.query("BEGIN", &[]).await;
+    database.query("LOCK TABLE tidegate.readings_per_hour", &[]).await;
+    for batch in &batches[10..25] {
+        first.write(batch.clone()).await.unwrap();
+        let confirmed = first.confirmed().await.unwrap();
+        assert_eq!(confirmed, batch.end());
+    }
+    assert_eq!(database.count("SELECT count(*) FROM tidegate.readings").await, Some(2_500), "nothing waits");
+    drop(first);
+    database.query("COMMIT", &[]).await;
+    let behind = "SELECT c.position - r.position FROM tidegate_internal.cursor c
+        JOIN tidegate_internal.rollup_cursor r USING (journal)";
+    assert_eq!(database.count(behind).await, Some(1_500));
+    let mut second = sink(&database.url);
+    second.connect().await.unwrap();
+    assert_eq!(database.count(behind).await, Some(0), "made good before anything else is stored");
+    assert_exact(&database).await;
+    deliver(&mut second, &batches).await;
+    assert_exact(&database).await;
+}
+
+/// An older version adds to the rollups while it stores, and knows neither their cursor nor the series.
+#[tokio::test]
+async fn what_an_older_version_stored_is_not_added_again_and_its_series_are_found() {
+    let database = Database::create(services::postgres()).await;
+    let mut first = sink(&database.url);
+    let batches = scattered(20, 100);
+    deliver(&mut first, &batches[..10]).await;
+    database.await_rollups().await;
+    drop(first);
+    database.query("DELETE FROM tidegate_internal.rollup_cursor", &[]).await;
+    database.query("DELETE FROM tidegate_internal.series", &[]).await;
+    assert_eq!(database.count("SELECT count(*) FROM tidegate.latest_readings").await, Some(0));
+    let mut second = sink(&database.url);
+    second.connect().await.unwrap();
+    assert_eq!(database.count("SELECT count(*) FROM tidegate.latest_readings").await, Some(5));
+    deliver(&mut second, &batches).await;
     assert_exact(&database).await;
 }
 
@@ -128,12 +180,17 @@ async fn two_appliances_add_to_the_same_buckets() {
             let journal = tidegate_broker::journal::JournalId(JOURNAL.0.wrapping_add(number << 3));
             let part = tidegate::health::Part::new("postgres");
             let mut sink = tidegate::postgres::PostgresSink::new(super::config(&database.url), journal, part);
-            tokio::spawn(async move { deliver(&mut sink, &scattered(100, 50)).await })
+            tokio::spawn(async move {
+                deliver(&mut sink, &scattered(100, 50)).await;
+                sink
+            })
         })
         .collect();
+    let mut sinks = Vec::new();
     for delivery in deliveries {
-        delivery.await.unwrap();
+        sinks.push(delivery.await.unwrap());
     }
+    database.await_rollups().await;
     let counted = database.count("SELECT sum(count)::bigint FROM tidegate.readings_per_hour").await;
     assert_eq!(counted, Some(10_000));
     // Of equal times either journal may count as the later; all else agrees.
@@ -154,18 +211,24 @@ async fn readings_of_before_the_rollups_are_added_up() {
     deliver(&mut first, &batches).await;
     drop(first);
     for sql in [
-        "DROP TABLE tidegate.readings_per_minute, tidegate.readings_per_hour",
-        "DROP VIEW tidegate.alerts",
+        "DROP TABLE tidegate.readings_per_minute, tidegate.readings_per_hour, tidegate_internal.rollup_cursor",
+        "DROP VIEW tidegate.alerts, tidegate.device_status, tidegate.latest_readings",
+        "DROP TABLE tidegate_internal.series",
+        "DROP FUNCTION tidegate_internal.roll_up, tidegate_internal.find_series, tidegate_internal.forget_series",
         "DROP INDEX tidegate.readings_alerts",
         "DROP FUNCTION tidegate_internal.drop_partition_before, tidegate_internal.delete_before, \
             tidegate_internal.add_rollups",
         "DROP AGGREGATE tidegate_internal.total(double precision)",
         "DROP FUNCTION tidegate_internal.add",
-        "DELETE FROM tidegate_internal.migration WHERE version = 2",
+        "CREATE VIEW tidegate.latest_readings AS SELECT device, metric, time, number, text, unit, json, topic, received \
+            FROM tidegate.readings",
+        "CREATE VIEW tidegate.device_status AS SELECT device, ''::text AS status FROM tidegate.readings",
+        "DELETE FROM tidegate_internal.migration WHERE version >= 2",
     ] {
         database.query(sql, &[]).await;
     }
-    deliver(&mut sink(&database.url), &numbered(1, 1)).await;
+    let mut second = sink(&database.url);
+    deliver(&mut second, &numbered(1, 1)).await;
     assert_exact(&database).await;
     let counted = database.count("SELECT sum(count)::bigint FROM tidegate.readings_per_minute").await;
     assert_eq!(counted, Some(1_000));

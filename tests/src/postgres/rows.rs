@@ -146,6 +146,47 @@ async fn no_payload_is_refused_by_the_server() {
     assert_eq!(stored, Some(records.len() as i64 + 1), "every record has a row");
 }
 
+/// The latest by the time measured, on whatever day that is, and in whatever order readings come.
+#[tokio::test]
+async fn the_latest_reading_is_found_on_its_day() {
+    const DAY_S: u64 = 86_400;
+    let database = Database::create(services::postgres()).await;
+    let mut sink = sink(&database.url);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let at = |second: u64, value: u64| ("sensors/a/t", format!(r#"{{"value":{value},"ts":{second}}}"#));
+    let last_day = 7_289_000_000;
+    let mut base = 0;
+    for (records, latest) in [
+        (vec![at(now - 3 * DAY_S, 1)], 1.0),
+        // Late ones change nothing, neither together with a later one.
+        (vec![at(now - 5 * DAY_S, 2)], 1.0),
+        (vec![at(now - DAY_S, 3), at(now - 4 * DAY_S, 4)], 3.0),
+        // Of the same time the one received last; of a day without a partition.
+        (vec![at(now - DAY_S, 5)], 5.0),
+        (vec![at(last_day, 6)], 6.0),
+        (vec![at(now, 7)], 6.0),
+    ] {
+        let batch = batch(base, &records);
+        base += records.len() as u64;
+        let mut stored = sink.connect().await.unwrap();
+        assert_eq!(stored.take().unwrap_or_default(), batch.base());
+        sink.write(batch).await.unwrap();
+        sink.confirmed().await.unwrap();
+        let rows =
+            database.query("SELECT number FROM tidegate.latest_readings WHERE device = 'a'", &[]).await;
+        let found: Vec<f64> = rows.iter().map(|row| row.get(0)).collect();
+        assert_eq!(found, [latest]);
+    }
+    // One that is probed once per series, whatever the number of partitions.
+    let plan = database
+        .query("EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) SELECT * FROM tidegate.latest_readings", &[])
+        .await;
+    let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+    let of_readings = plan.iter().filter(|line| line.contains(" on readings_"));
+    let (idle, probed): (Vec<_>, Vec<_>) = of_readings.partition(|line| line.contains("never executed"));
+    assert!(idle.len() > 7 && probed.len() == 1, "{plan:#?}");
+}
+
 #[tokio::test]
 async fn the_views_tell_the_latest_values_and_who_is_online() {
     let database = Database::create(services::postgres()).await;

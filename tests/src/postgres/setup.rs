@@ -96,7 +96,8 @@ async fn tables_made_by_somebody_else_are_enough_for_a_role_that_may_only_write(
         "CREATE ROLE WRITER LOGIN",
         "GRANT USAGE ON SCHEMA tidegate, tidegate_internal TO WRITER",
         "GRANT INSERT, SELECT ON ALL TABLES IN SCHEMA tidegate, tidegate_internal TO WRITER",
-        "GRANT UPDATE ON tidegate_internal.cursor, tidegate.readings_per_minute, tidegate.readings_per_hour TO WRITER",
+        "GRANT UPDATE ON tidegate_internal.cursor, tidegate_internal.rollup_cursor, tidegate_internal.series, \
+            tidegate.readings_per_minute, tidegate.readings_per_hour TO WRITER",
     ] {
         database.query(&sql.replace("WRITER", &role), &[]).await;
     }

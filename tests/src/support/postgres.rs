@@ -50,6 +50,13 @@ impl Database {
         row.try_get(0).ok()
     }
 
+    /// Waits until the rollups have everything that is stored.
+    pub(crate) async fn await_rollups(&self) {
+        let level = "SELECT count(*) FROM tidegate_internal.cursor c JOIN tidegate_internal.rollup_cursor r USING (journal)
+            WHERE r.position >= c.position HAVING count(*) = (SELECT count(*) FROM tidegate_internal.cursor WHERE position IS NOT NULL)";
+        self.await_count(level, 1, super::PATIENCE).await;
+    }
+
     /// Waits until a query gives `expected`, or more.
     pub(crate) async fn await_count(&self, sql: &str, expected: i64, patience: Duration) {
         let mut last = None;
