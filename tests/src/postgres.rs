@@ -1,6 +1,8 @@
 //! The PostgreSQL sink against a real server: right rows, exactly once, whatever happens to server and connection.
 
 mod faults;
+mod full_disk;
+mod jdbc;
 mod outages;
 mod reader;
 mod retention;

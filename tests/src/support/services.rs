@@ -53,6 +53,11 @@ pub(crate) fn schema_registry() -> &'static str {
     ADDRESS.get_or_init(|| variable("TIDEGATE_TEST_SCHEMA_REGISTRY"))
 }
 
+/// PostgreSQL's JDBC driver, as a file.
+pub(crate) fn jdbc() -> PathBuf {
+    variable("TIDEGATE_TEST_JDBC").into()
+}
+
 /// The shared Kafka, seen through a network that a test makes: whoever asks at `advertised` for the cluster is told to go on
 /// there, so a test that listens there and passes everything on to `listener` has all traffic in its hands.
 #[derive(Clone, Copy, Debug)]
@@ -141,14 +146,21 @@ pub(crate) const NODES: [usize; 3] = [1, 2, 3];
 pub(crate) struct Own {
     service: Service,
     instance: String,
+    /// Words in front of the command lines that start it.
+    enter: Vec<String>,
 }
 
 impl Own {
     /// Starts it, with empty data.
     pub(crate) fn start(service: Service) -> Self {
+        Self::start_inside(service, &[])
+    }
+
+    /// The same, where the words `enter` lead.
+    pub(crate) fn start_inside(service: Service, enter: &[String]) -> Self {
         let prefix = std::env::var("TIDEGATE_TEST_INSTANCE").unwrap_or_else(|_| "own".to_owned());
         let instance = unique(&format!("{prefix}-test")).replace('_', "-");
-        let own = Self { service, instance };
+        let own = Self { service, instance, enter: enter.to_vec() };
         own.call("start");
         own
     }
@@ -203,7 +215,10 @@ impl Own {
     }
 
     fn call(&self, command: &str) {
-        let status = Command::new(root().join("tests/services"))
+        let script = root().join("tests/services").to_str().expect("our folders are text").to_owned();
+        let mut words = self.enter.iter().chain([&script]);
+        let status = Command::new(words.next().expect("at least the script"))
+            .args(words)
             .args(["--instance", &self.instance, command, self.service.name()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
