@@ -34,7 +34,15 @@ const ADMIN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The last thing librdkafka complained about: says more than the time-out that follows from it.
 #[derive(Clone, Debug, Default)]
-struct LastWords(Arc<Mutex<Option<(RDKafkaErrorCode, String)>>>);
+struct LastWords(Arc<Mutex<Words>>);
+
+#[derive(Clone, Debug, Default)]
+struct Words {
+    /// An error with its reason.
+    error: Option<(RDKafkaErrorCode, String)>,
+    /// Why a connection ended, which librdkafka only logs when it was the broker who ended it.
+    ended: Option<String>,
+}
 
 impl ProducerContext for LastWords {
     type DeliveryOpaque = ();
@@ -45,13 +53,18 @@ impl ProducerContext for LastWords {
 impl ClientContext for LastWords {
     fn log(&self, _level: RDKafkaLogLevel, facility: &str, line: &str) {
         tracing::debug!(target: "librdkafka", "{facility}: {line}");
+        if facility == "FAIL" {
+            // The name of librdkafka's thread stands before it.
+            let told = line.split_once("]: ").map_or(line, |(_, told)| told);
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).ended = Some(told.to_owned());
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
         // That all brokers are down follows from why each is.
         if code != RDKafkaErrorCode::AllBrokersDown {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((code, reason.to_owned()));
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).error = Some((code, reason.to_owned()));
         }
     }
 }
@@ -90,11 +103,47 @@ pub(super) fn reach(config: &Config) -> Result<HashSet<String>, SinkError> {
         probe.poll(WORDS_TIMEOUT);
         let said = words.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-        let (code, reason) = said.unwrap_or_else(|| (code, code.to_string()));
+        let ended = said.ended.map(|reason| (code, reason));
+        let (code, reason) = said.error.or(ended).unwrap_or_else(|| (code, code.to_string()));
         trouble::unreachable(config, code, &reason)
     })?;
     let exists = |topic: &&MetadataTopic| topic.error().is_none();
     Ok(metadata.topics().iter().filter(exists).map(|topic| topic.name().to_owned()).collect())
+}
+
+/// Why brokers that answer store nothing, if the partitions of the topics that routes name show it. Blocks as [`prepare`] does.
+pub(super) fn stalled(config: &Config, runtime: &Handle) -> Option<String> {
+    let admin: AdminClient<LastWords> = config.client().create_with_context(LastWords::default()).ok()?;
+    let metadata = admin.inner().fetch_metadata(None, REACH_TIMEOUT).ok()?;
+    let is_ours = |topic: &&MetadataTopic| config.routes.iter().any(|route| route.topic == topic.name());
+    let mut found = Vec::new();
+    for topic in metadata.topics().iter().filter(is_ours) {
+        let (name, partitions) = (topic.name(), topic.partitions());
+        let without_leader = partitions.iter().filter(|partition| partition.leader() < 0).count();
+        if without_leader > 0 {
+            found.push(format!(
+                "{without_leader} of {} partitions of {name} have no leader",
+                partitions.len()
+            ));
+            continue;
+        }
+        let needed = runtime.block_on(in_sync_min(&admin, name));
+        let in_sync = partitions.iter().map(|partition| partition.isr().len()).min().unwrap_or(usize::MAX);
+        if needed.is_some_and(|needed| in_sync < needed) {
+            found.push(format!(
+                "a partition of {name} has {in_sync} replicas in sync, and min.insync.replicas asks for {}",
+                needed.unwrap_or_default()
+            ));
+        }
+    }
+    (!found.is_empty()).then(|| format!("{}; bring the brokers back that are away", found.join(", ")))
+}
+
+/// How many replicas of a topic must be in sync before it takes records, if the brokers tell.
+async fn in_sync_min(admin: &AdminClient<LastWords>, topic: &str) -> Option<usize> {
+    let options = AdminOptions::new().request_timeout(Some(ADMIN_TIMEOUT));
+    let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await.ok()?;
+    described.first()?.as_ref().ok()?.get("min.insync.replicas")?.value.as_ref()?.parse().ok()
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "as map_err calls it")]

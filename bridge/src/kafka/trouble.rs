@@ -66,7 +66,7 @@ pub(super) fn topic_detail(topic: &str, reason: &str, code: Code) -> String {
 }
 
 /// Whether nothing changes until somebody acts.
-pub(super) fn needs_operator(code: Code) -> bool {
+fn needs_operator(code: Code) -> bool {
     matches!(
         code,
         Code::Authentication
@@ -95,19 +95,102 @@ pub(super) fn lets_go(code: Code) -> bool {
 /// No broker can be reached, because of `code`.
 pub(super) fn unreachable(config: &Config, code: Code, reason: &str) -> SinkError {
     let told = unreachable_detail(config, code, reason);
-    if needs_operator(code) { SinkError::Operator(told) } else { SinkError::Retry(told) }
+    if is_refusal(code, reason) { SinkError::Operator(told) } else { SinkError::Retry(told) }
 }
 
 /// What to say when no broker can be reached.
 pub(super) fn unreachable_detail(config: &Config, code: Code, reason: &str) -> String {
     let servers = config.bootstrap_servers.trim();
-    let reason = essence(reason);
-    if needs_operator(code) {
-        return format!("Kafka at {servers} refuses this client: {reason}; check user, password and rights");
+    let told = essence(reason);
+    match Refusal::of(code, reason) {
+        Some(refusal) => format!("{}: {told}; {}", refusal.what(servers), refusal.advice()),
+        None => format!("Kafka at {servers} cannot be reached: {told}; {}", advice(reason)),
     }
-    format!(
-        "Kafka at {servers} cannot be reached: {reason}; check that it runs and that kafka.bootstrap_servers is right"
-    )
+}
+
+/// Whether there is no connection until somebody acts.
+pub(super) fn is_refusal(code: Code, reason: &str) -> bool {
+    Refusal::of(code, reason).is_some()
+}
+
+/// Why there is no connection until somebody acts, here or at the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// It does not believe who we say we are.
+    Password,
+    /// It has no such way to say who we are.
+    Mechanism,
+    /// It wants a certificate, or another one.
+    Certificate,
+    /// We do not believe that it is the broker.
+    Broker,
+    /// Whatever else somebody has to act upon.
+    Other,
+}
+
+impl Refusal {
+    fn of(code: Code, reason: &str) -> Option<Self> {
+        // What a TLS alert says of a certificate (RFC 8446 section 6.2): bad, unsupported, revoked, expired, unknown, of an
+        // unknown authority, missing.
+        let alerts = [42, 43, 44, 45, 46, 48, 116].map(|number| format!("SSL alert number {number}"));
+        if reason.contains("certificate verify failed") || reason.contains("could not be verified") {
+            return Some(Self::Broker);
+        }
+        if alerts
+            .iter()
+            .any(|alert| reason.trim_end().ends_with(alert) || reason.contains(&format!("{alert} ")))
+        {
+            return Some(Self::Certificate);
+        }
+        if code == Code::UnsupportedSASLMechanism || reason.contains("mechanism handshake failed") {
+            return Some(Self::Mechanism);
+        }
+        if matches!(code, Code::Authentication | Code::SaslAuthenticationFailed) {
+            return Some(Self::Password);
+        }
+        needs_operator(code).then_some(Self::Other)
+    }
+
+    fn what(self, servers: &str) -> String {
+        match self {
+            Self::Broker => format!("whoever answers at {servers} does not prove to be Kafka's broker"),
+            Self::Password | Self::Mechanism | Self::Certificate | Self::Other => {
+                format!("Kafka at {servers} refuses this client")
+            }
+        }
+    }
+
+    const fn advice(self) -> &'static str {
+        match self {
+            Self::Password => {
+                "check kafka.username and the password (kafka.password_file), or the user's password at Kafka"
+            }
+            Self::Mechanism => "check sasl.mechanism in kafka.properties: the broker takes others",
+            Self::Certificate => {
+                "it wants a certificate of an authority that it knows: check ssl.certificate.location and \
+                 ssl.key.location in kafka.properties"
+            }
+            Self::Broker => {
+                "name the authority of its certificate, in PEM, as ssl.ca.location in kafka.properties, and the broker as \
+                 its certificate does in kafka.bootstrap_servers"
+            }
+            Self::Other => "check user, password and rights",
+        }
+    }
+}
+
+/// What to look at when a connection cannot be made or does not last.
+fn advice(reason: &str) -> &'static str {
+    // A broker that is spoken to in another way than its listener expects closes the connection without a word.
+    let is_silent = reason.contains("in state APIVERSION_QUERY") || reason.contains("in state UP");
+    if reason.contains("PLAINTEXT broker listener") || reason.contains("SSL handshake failed") {
+        return "check security.protocol in kafka.properties: this listener does not seem to speak TLS";
+    }
+    if is_silent && (reason.contains("closed by peer") || reason.contains("Disconnected")) {
+        return "if it runs, check security.protocol in kafka.properties (ssl or sasl_ssl for TLS, sasl_plaintext or \
+                sasl_ssl for a user with a password): this listener may ask for another one";
+    }
+    "check that it runs and that kafka.bootstrap_servers is right"
 }
 
 /// A topic could not be created, because of `code`: why it takes no records, or that it is to be tried again.
@@ -135,6 +218,51 @@ fn essence(reason: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_says_where_to_look() {
+        let check = |code, reason: &str, refusal: Option<Refusal>, word: &str| {
+            assert_eq!(Refusal::of(code, reason), refusal, "{reason}");
+            let told = unreachable_detail(
+                &Config { bootstrap_servers: "k:9".into(), ..Config::default() },
+                code,
+                reason,
+            );
+            assert!(told.contains("k:9") && told.contains(word), "{told}");
+        };
+        let sasl = "sasl_ssl://k:9/bootstrap: SASL authentication error: Authentication failed: Invalid username or \
+                    password (after 5ms in state AUTH_REQ)";
+        check(Code::Authentication, sasl, Some(Refusal::Password), "kafka.password_file");
+        let mechanism = "sasl_plaintext://k:9/bootstrap: SASL SCRAM-SHA-256 mechanism handshake failed: Broker: \
+                         Unsupported SASL mechanism: broker's supported mechanisms: PLAIN (after 1ms in state AUTH_HANDSHAKE)";
+        check(Code::Authentication, mechanism, Some(Refusal::Mechanism), "sasl.mechanism");
+        let authority = "ssl://k:9/bootstrap: SSL handshake failed: error:0A000086:SSL routines::certificate verify failed: \
+                         broker certificate could not be verified (after 3ms in state SSL_HANDSHAKE)";
+        check(Code::SSL, authority, Some(Refusal::Broker), "ssl.ca.location");
+        let alert = |number: u16| {
+            format!(
+                "ssl://k:9/bootstrap: Receive failed: error:0A000412:SSL routines::ssl/tls alert: SSL alert number {number} \
+                 (after 4ms in state APIVERSION_QUERY)"
+            )
+        };
+        for number in [42, 43, 44, 45, 46, 48, 116] {
+            check(
+                Code::BrokerTransportFailure,
+                &alert(number),
+                Some(Refusal::Certificate),
+                "ssl.key.location",
+            );
+        }
+        check(Code::BrokerTransportFailure, &alert(80), None, "cannot be reached");
+        check(Code::ClusterAuthorizationFailed, "no", Some(Refusal::Other), "rights");
+        let closed = "k:9/bootstrap: Disconnected: connection closed by peer: receive 0 after POLLIN (after 0ms in state UP)";
+        check(Code::BrokerTransportFailure, closed, None, "sasl_ssl");
+        let plain = "ssl://k:9/bootstrap: SSL handshake failed: Disconnected: SSL connection closed by peer: connecting to a \
+                     PLAINTEXT broker listener? (after 1ms in state SSL_HANDSHAKE)";
+        check(Code::BrokerTransportFailure, plain, None, "does not seem to speak TLS");
+        let refused = "k:9/bootstrap: Connect to ipv4#127.0.0.1:9 failed: Connection refused (after 0ms in state CONNECT)";
+        check(Code::BrokerTransportFailure, refused, None, "check that it runs");
+    }
 
     #[test]
     fn the_same_trouble_reads_the_same_each_time() {

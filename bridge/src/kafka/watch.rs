@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use rdkafka::error::RDKafkaErrorCode;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
@@ -30,12 +31,21 @@ pub(super) struct Watch {
     progress_at: Instant,
     /// Whether any broker can be reached anew. Kept here because whoever waits for it may be dropped.
     check: Option<JoinHandle<Result<(), SinkError>>>,
+    /// Why brokers that are there confirm nothing, while that is looked into.
+    diagnosis: Option<JoinHandle<String>>,
 }
 
 impl Watch {
     /// Of a producer that has just begun.
     pub(super) fn new() -> Self {
-        Self { last_reason: None, trouble: None, told: None, progress_at: Instant::now(), check: None }
+        Self {
+            last_reason: None,
+            trouble: None,
+            told: None,
+            progress_at: Instant::now(),
+            check: None,
+            diagnosis: None,
+        }
     }
 
     /// Something is in flight, and nothing was before.
@@ -49,6 +59,7 @@ impl Watch {
         self.trouble = None;
         self.told = None;
         self.last_reason = None;
+        self.diagnosis = None;
     }
 
     /// Takes in what librdkafka said of the connection, which is no fatal error.
@@ -58,7 +69,7 @@ impl Watch {
         code: RDKafkaErrorCode,
         reason: String,
     ) -> Result<(), SinkError> {
-        if trouble::needs_operator(code) {
+        if trouble::is_refusal(code, &reason) {
             return Err(SinkError::Operator(trouble::unreachable_detail(config, code, &reason)));
         }
         if code == RDKafkaErrorCode::AllBrokersDown {
@@ -74,11 +85,9 @@ impl Watch {
     pub(super) fn complaint(&mut self, config: &Config) -> Option<SinkError> {
         let stalled = self.progress_at.elapsed() >= STALL;
         if self.trouble.is_none() && stalled {
-            let servers = config.bootstrap_servers.trim();
-            self.trouble = Some(match &self.last_reason {
-                Some((code, reason)) => trouble::unreachable_detail(config, *code, reason),
-                None => format!("Kafka at {servers} has confirmed nothing for {} s", STALL.as_secs()),
-            });
+            // That one of several brokers is away is often no reason, so the brokers are asked.
+            let last_reason = self.last_reason.clone();
+            self.diagnosis.get_or_insert_with(|| diagnose(config.clone(), last_reason));
         }
         if self.trouble == self.told {
             return None;
@@ -88,13 +97,17 @@ impl Watch {
     }
 
     /// Waits until `wake` says that librdkafka has something new, or there is a complaint.
-    pub(super) async fn next(&self, wake: &Notify) {
-        // Once the stall is told, only librdkafka has something new to say.
-        let stall = self.told.is_none().then_some(self.progress_at + STALL);
-        tokio::select! {
-            () = wake.notified() => {}
-            () = sleep_until(stall.unwrap_or_else(Instant::now)), if stall.is_some() => {}
-        }
+    pub(super) async fn next(&mut self, wake: &Notify) {
+        // Once the stall is told or looked into, only that and librdkafka have something new to say.
+        let is_quiet = self.told.is_none() && self.diagnosis.is_none();
+        let stall = is_quiet.then_some(self.progress_at + STALL);
+        let found = tokio::select! {
+            () = wake.notified() => return,
+            found = found(&mut self.diagnosis) => found,
+            () = sleep_until(stall.unwrap_or_else(Instant::now)), if stall.is_some() => return,
+        };
+        self.diagnosis = None;
+        self.trouble.get_or_insert(found);
     }
 
     /// While nothing is in flight: tries to reach a broker anew if librdkafka has said something, `Err` if none answers.
@@ -110,5 +123,27 @@ impl Watch {
             reached?;
         }
         Ok(())
+    }
+}
+
+/// Looks for the reason why nothing is confirmed: in the partitions, else why the last connection failed, if one did.
+fn diagnose(config: Config, last_reason: Option<(RDKafkaErrorCode, String)>) -> JoinHandle<String> {
+    let runtime = Handle::current();
+    spawn_blocking(move || {
+        let servers = config.bootstrap_servers.trim();
+        let nothing = format!("Kafka at {servers} has confirmed nothing for {} s", STALL.as_secs());
+        match (topics::stalled(&config, &runtime), last_reason) {
+            (Some(found), _) => format!("{nothing}: {found}"),
+            (None, Some((code, reason))) => trouble::unreachable_detail(&config, code, &reason),
+            (None, None) => nothing,
+        }
+    })
+}
+
+/// What `diagnosis` has found; never comes if there is none.
+async fn found(diagnosis: &mut Option<JoinHandle<String>>) -> String {
+    match diagnosis {
+        Some(diagnosis) => diagnosis.await.expect("looking does not panic"),
+        None => std::future::pending().await,
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{Consumer as _, StreamConsumer};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, StreamConsumer};
 use rdkafka::message::{Headers as _, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -49,6 +49,37 @@ impl Consumed {
     }
 }
 
+/// How a partition is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Partition {
+    /// The node that leads it; none is -1.
+    pub(crate) leader: i32,
+    /// How many of its replicas are in sync.
+    pub(crate) in_sync: usize,
+}
+
+/// Waits until all partitions of a topic are as they are `wanted`, and returns them.
+pub(crate) async fn partitions(
+    what: &str,
+    bootstrap_servers: &str,
+    topic: &str,
+    wanted: impl Fn(&Partition) -> bool,
+) -> Vec<Partition> {
+    let asking: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap_servers)
+        .create()
+        .expect("the consumer's configuration is valid");
+    eventually(&format!("of {topic}: {what}"), 3 * PATIENCE, async || {
+        let metadata = asking.fetch_metadata(Some(topic), ANSWER_PATIENCE).ok()?;
+        let found = metadata.topics().first()?.partitions().iter();
+        let found: Vec<_> = found
+            .map(|partition| Partition { leader: partition.leader(), in_sync: partition.isr().len() })
+            .collect();
+        (!found.is_empty() && found.iter().all(&wanted)).then_some(found)
+    })
+    .await
+}
+
 /// Reads all partitions of one topic.
 pub(crate) struct Topic {
     name: String,
@@ -68,14 +99,20 @@ impl std::fmt::Debug for Topic {
 impl Topic {
     /// Waits until the topic exists and goes to its beginning.
     pub(crate) async fn open(bootstrap_servers: &str, name: &str) -> Self {
-        let consumer: StreamConsumer = ClientConfig::new()
+        Self::open_with(bootstrap_servers, name, &[]).await
+    }
+
+    /// The same, with more properties of librdkafka.
+    pub(crate) async fn open_with(bootstrap_servers: &str, name: &str, more: &[(&str, &str)]) -> Self {
+        let mut config = ClientConfig::new();
+        config
             .set("bootstrap.servers", bootstrap_servers)
             .set("group.id", unique("reader"))
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "earliest")
             .set("isolation.level", "read_committed")
-            .create()
-            .expect("the consumer's configuration is valid");
+            .extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let consumer: StreamConsumer = config.create().expect("the consumer's configuration is valid");
         let partitions = eventually(&format!("the Kafka topic {name} exists"), PATIENCE, async || {
             // Asking blocks this thread; it waits for nothing else.
             let metadata = consumer.fetch_metadata(Some(name), ANSWER_PATIENCE).ok()?;

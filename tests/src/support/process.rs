@@ -49,6 +49,11 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
     text.split_whitespace().map(|child| child.parse().expect("the kernel lists process ids")).collect()
 }
 
+/// Whether the process `pid` has not ended; one that nobody has asked for its exit code yet has.
+pub(crate) fn lives(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|arguments| !arguments.is_empty())
+}
+
 /// Processes that stand still until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Frozen(Vec<u32>);

@@ -103,18 +103,18 @@ impl Secure {
     /// Runs one of Kafka's own tools as the administrator, such as `org.apache.kafka.tools.AclCommand`.
     pub(crate) fn tool(&self, class: &str, arguments: &[&str]) {
         let instance = std::env::var("TIDEGATE_TEST_INSTANCE").unwrap_or_else(|_| "shared".to_owned());
-        let output = Command::new(root().join("tests/services"))
-            .args(["--instance", &instance, "kafka-tool", class])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .output()
-            .expect("tests/services is in the checkout");
-        assert!(
-            output.status.success(),
-            "{class} {arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        kafka_tool(&instance, class, arguments);
     }
+}
+
+fn kafka_tool(instance: &str, class: &str, arguments: &[&str]) {
+    let output = Command::new(root().join("tests/services"))
+        .args(["--instance", instance, "kafka-tool", class])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .expect("tests/services is in the checkout");
+    assert!(output.status.success(), "{class} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// The password of a user of [`Secure`].
@@ -186,6 +186,11 @@ impl Own {
     /// Starts it again with its old data, at its old address; of a cluster, those of its nodes that do not run.
     pub(crate) fn start_again(&self) {
         self.call("start");
+    }
+
+    /// Runs one of Kafka's own tools as the administrator of a [`Service::KafkaSecure`].
+    pub(crate) fn tool(&self, class: &str, arguments: &[&str]) {
+        kafka_tool(&self.instance, class, arguments);
     }
 
     /// Sends a signal to its process.

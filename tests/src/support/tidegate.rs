@@ -43,6 +43,11 @@ impl Settings {
         self
     }
 
+    /// What is added to its environment.
+    pub(crate) fn variables(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.variables.iter().map(|(variable, value)| (variable.as_str(), value.as_str()))
+    }
+
     /// May open so many files only.
     pub(crate) fn open_files_max(self, count: u32) -> Self {
         let limit = format!("ulimit -n {count} && exec \"$0\"");
