@@ -11,6 +11,7 @@
 mod conservation;
 mod count;
 mod fault_away;
+mod fault_cluster;
 mod fault_damage;
 mod fault_disk_full;
 mod fault_everything;

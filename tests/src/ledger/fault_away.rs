@@ -16,20 +16,21 @@ const MEMORY_BYTES_MAX: u64 = 256 << 20;
 async fn nothing_is_missing_after_kafka_was_away() {
     let kafka = Own::start(Service::Kafka);
     let plan = Plan { kafka: kafka.url(), kafka_for_consumers: kafka.url(), ..Plan::usual() };
-    away(plan, &kafka, ["kafka", "postgres"], "Kafka", Place::KafkaAway).await;
+    away(plan, &kafka, ["kafka", "postgres"], "Kafka", Place::KafkaAway, quick_or_long(6, 300)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_missing_after_postgresql_was_away() {
     let postgres = Own::start(Service::Postgres);
     let plan = Plan { postgres: postgres.url(), ..Plan::usual() };
-    away(plan, &postgres, ["postgres", "kafka"], "PostgreSQL", Place::PostgresAway).await;
+    away(plan, &postgres, ["postgres", "kafka"], "PostgreSQL", Place::PostgresAway, quick_or_long(6, 60))
+        .await;
 }
 
-async fn away(plan: Plan, service: &Own, [sink, other]: [&str; 2], name: &str, place: Place) {
+async fn away(plan: Plan, service: &Own, [sink, other]: [&str; 2], name: &str, place: Place, outage_s: u64) {
     // PostgreSQL's children would outlive a killed parent for a while; how it dies at once is another fault.
     let signal = if sink == "kafka" { Signal::Kill } else { Signal::Interrupt };
-    let outage = Duration::from_secs(quick_or_long(6, 60));
+    let outage = Duration::from_secs(outage_s);
     let per_second = plan.devices.per_second();
     let stage = Stage::start("away", plan).await;
     tokio::task::block_in_place(|| {

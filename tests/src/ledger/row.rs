@@ -17,6 +17,8 @@ pub(super) enum Place {
     PostgresFrozen = 31,
     KafkaAway = 40,
     PostgresAway = 41,
+    KafkaLeadersKilled = 42,
+    KafkaRestartedInTurn = 43,
     KafkaSilent = 50,
     PostgresRestarted = 60,
     BackendTerminated = 61,
