@@ -217,6 +217,14 @@ impl KafkaSink {
                     "Kafka takes only smaller records than before; asking for its limits".into(),
                 ));
             }
+            Verdict::Reject(trouble::TOO_LARGE) if refusal == Refusal::Reported => Wrong::new(
+                trouble::TOO_LARGE,
+                format!(
+                    "its payload has {} bytes, and Kafka finds that too large for {name}; raise its max.message.bytes \
+                     to carry such records",
+                    record.payload.len()
+                ),
+            ),
             Verdict::Reject(trouble::TOO_LARGE) => {
                 shape::too_large(&record, &name, self.shaper.standings().batch_bytes_max(topic))
             }

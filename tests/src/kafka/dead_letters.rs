@@ -169,6 +169,11 @@ async fn the_records_of_a_topic_that_is_gone_are_dead_letters_until_it_is_back()
     assert_eq!(carrying.part.report().rejected, 0);
 
     delete(&admin, &gone).await;
+    eventually("the topic is gone", || {
+        let metadata = admin.inner().fetch_metadata(None, DEADLINE).unwrap();
+        metadata.topics().iter().all(|topic| topic.name() != gone)
+    })
+    .await;
     for _ in 0..50 {
         both(&mut filled, &mut sent);
     }
@@ -198,9 +203,13 @@ async fn the_records_of_a_topic_that_is_gone_are_dead_letters_until_it_is_back()
     carrying.drain().await;
 
     check_sequences(&consume(servers, &[other]).await, &sent);
+    reader.read_to_end(DEADLINE).await;
     let dead = consume(servers, &[format!("{prefix}dead-letter")]).await;
     let offsets: BTreeSet<&str> = dead.iter().map(|record| record.header("ce_id")).collect();
     assert_eq!(offsets.len() as u64, rejected, "each is there, and counted once");
+    let arrived = reader.records.iter().map(|record| record.header("ce_id").unwrap());
+    let kept: BTreeSet<&str> = arrived.chain(offsets.iter().copied()).collect();
+    assert_eq!(kept.len() as u64, sent["a"] - 1, "all but what was deleted with the topic");
     for record in &dead {
         assert_eq!(record.header("tidegate_reason"), "unknown_topic");
         assert_eq!(record.header("tidegate_kafka_topic"), gone);
