@@ -11,6 +11,7 @@
 //! What a topic will never take is a dead letter: it goes to the dead-letter topic or into a file, and only then is
 //! confirmed, so that the records behind it go on. What is wrong with the whole connection still stops everything.
 
+pub mod avro;
 mod config;
 mod dead_letter;
 mod headers;
