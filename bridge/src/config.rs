@@ -168,11 +168,12 @@ impl Config {
         self.auth.password_file.clone().unwrap_or_else(|| self.data_dir.join("passwords"))
     }
 
-    /// Whether the files with secrets of the sinks that are on can be read now.
+    /// Whether the files with secrets and schemas of the sinks that are on can be used now.
     pub fn check_secrets(&self) -> Result<(), Mistakes> {
         let mut unreadable = Vec::new();
         if self.kafka.is_on() {
             unreadable.extend(self.kafka.clone().read_secrets().err().into_iter().flatten());
+            unreadable.extend(self.kafka.unusable_files());
         }
         if self.postgres.is_on() {
             unreadable.extend(self.postgres.read_password().err());

@@ -14,6 +14,7 @@ mod tests;
 
 use std::borrow::Cow;
 use std::hash::{BuildHasher, RandomState};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use tidegate_broker::topic::{TopicFilter, TopicName};
@@ -49,6 +50,23 @@ pub struct RouteConfig {
     /// Which headers its records carry; `None` = as for all routes.
     #[serde(default)]
     pub headers: Option<HeaderStyle>,
+    /// What becomes of the payload; `None` = it stays as it is.
+    #[serde(default)]
+    pub encoding: Option<Encoding>,
+    /// The subject of the Schema Registry that has the schema; `None` = the name of the Kafka topic and `-value`.
+    #[serde(default)]
+    pub subject: Option<String>,
+    /// A file with the schema, which is registered if it is not yet; `None` = the latest of the subject.
+    #[serde(default)]
+    pub schema: Option<PathBuf>,
+}
+
+/// What a payload, which must be JSON then, becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoding {
+    /// Avro, in Confluent's wire format.
+    Avro,
 }
 
 /// Which headers a Kafka record carries.

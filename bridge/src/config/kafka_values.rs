@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::route::{HeaderStyle, RouteConfig};
+use crate::route::{Encoding, HeaderStyle, RouteConfig};
 
 use super::key::Raw;
-use super::kind::{Choice, Kind, Period, quoted};
+use super::kind::{Choice, Kind, Period, Text, quoted};
 use super::source;
 
 /// Which headers a record carries. `user` was the word for `minimal`.
@@ -20,8 +20,11 @@ pub(super) const HEADERS: Choice<HeaderStyle> = Choice(&[
 /// Partitions of a new topic.
 pub(super) const PARTITIONS: OrDefault = OrDefault { max: 10_000 };
 
+/// What a payload becomes.
+const ENCODINGS: Choice<Encoding> = Choice(&[("avro", Encoding::Avro)]);
+
 /// A list of tables with `filter`, `topic` and, where they are not as usual, `key`, `partitions`, `retention`,
-/// `headers`.
+/// `headers`, `encoding`, `subject`, `schema`.
 pub(super) struct Routes;
 
 impl Kind<Vec<RouteConfig>> for Routes {
@@ -58,6 +61,9 @@ fn route(raw: &Raw) -> Result<RouteConfig, String> {
             "partitions" => route.partitions = Some(PARTITIONS.read(value)?),
             "retention" => route.retention_ms = Some(TopicRetention.read(value)?),
             "headers" => route.headers = Some(HEADERS.read(value)?),
+            "encoding" => route.encoding = Some(ENCODINGS.read(value)?),
+            "subject" => route.subject = Some(value.one()?.to_owned()),
+            "schema" => route.schema = Text.read(value)?,
             other => return Err(format!("{} is not a part of a route, {ROUTE}", quoted(other))),
         }
     }
@@ -78,6 +84,9 @@ fn shown_route(route: &RouteConfig) -> String {
         ("partitions", route.partitions.and_then(|count| PARTITIONS.show(&count))),
         ("retention", route.retention_ms.and_then(|period| TopicRetention.show(&period))),
         ("headers", route.headers.and_then(|headers| HEADERS.show(&headers))),
+        ("encoding", route.encoding.and_then(|encoding| ENCODINGS.show(&encoding))),
+        ("subject", route.subject.as_deref().map(quoted)),
+        ("schema", Text.show(&route.schema)),
     ];
     let said = parts.into_iter().filter_map(|(name, value)| Some(format!("{name} = {}", value?)));
     said.collect::<Vec<_>>().join(", ")

@@ -89,6 +89,7 @@ const PLAIN: &[(&str, &[&str])] = &[
     ("kafka.bootstrap_servers", &["KAFKA_BOOTSTRAP_SERVERS"]),
     ("kafka.password_file", &["KAFKA_PASSWORD_FILE"]),
     ("postgres.password_file", &["DB_PASSWORD_FILE"]),
+    ("kafka.schema_registry.url", &["KAFKA_SCHEMA_REGISTRY_URL"]),
 ];
 
 /// The HTTP listener's address; the default stands in for the half that is missing.

@@ -1,6 +1,6 @@
 //! Precedence, mistakes, secrets, and the shipped example.
 
-use crate::route::HeaderStyle;
+use crate::route::{Encoding, HeaderStyle};
 
 use super::*;
 
@@ -379,4 +379,9 @@ fn the_routes_for_health_devices_can_be_used() {
         load(include_str!("../../../deploy/health.toml"), &[("KAFKA_BOOTSTRAP_SERVERS", "kafka:9092")]);
     assert_eq!(config.kafka.routes.len(), 12);
     assert_eq!(config.kafka.bootstrap_servers, "kafka:9092");
+    let registry = ("KAFKA_SCHEMA_REGISTRY_URL", "http://registry:1");
+    let config = load(include_str!("../../../deploy/health-avro.toml"), &[]);
+    assert_eq!(config.kafka.schema_registry.url, "http://schema-registry:8081");
+    assert_eq!(config.kafka.routes[0].encoding, Some(Encoding::Avro));
+    assert_eq!(load("", &[registry]).kafka.schema_registry.url, "http://registry:1");
 }

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::route::{HeaderStyle, RouteConfig, Routes, check_kafka_topic, default_routes};
 use crate::secret;
 
+use super::avro::{self, RegistryConfig};
+
 /// Kafka as a destination; off while `bootstrap_servers` is empty.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -48,6 +50,8 @@ pub struct Config {
     pub dead_letter: DeadLetterConfig,
     /// Which MQTT topic goes to which Kafka topic; the first that matches wins.
     pub routes: Vec<RouteConfig>,
+    /// Where routes with an encoding have their schemas from.
+    pub schema_registry: RegistryConfig,
     /// Any other property of librdkafka, by its own name.
     pub properties: BTreeMap<String, String>,
     /// Properties of librdkafka, by name, with the file that holds the value. They stand above `properties`.
@@ -71,6 +75,7 @@ impl Default for Config {
             topics: TopicsConfig::default(),
             dead_letter: DeadLetterConfig::default(),
             routes: default_routes(),
+            schema_registry: RegistryConfig::default(),
             properties: BTreeMap::new(),
             property_files: BTreeMap::new(),
         }
@@ -184,6 +189,9 @@ impl Config {
         if let Err(wrong) = Routes::new(&self.routes) {
             mistakes.extend(wrong.into_iter().map(|why| format!("kafka.routes: {why}")));
         }
+        let encodings = avro::mistakes(&self.schema_registry, &self.routes);
+        mistakes.extend(encodings.into_iter().map(|why| format!("kafka.routes: {why}")));
+        mistakes.extend(self.schema_registry.mistakes());
         let TopicsConfig { partitions, replication, retention_ms, .. } = self.topics;
         if partitions < -1 || partitions == 0 {
             mistakes.push(format!("kafka.topics.partitions: {partitions} must be at least 1, or -1"));
@@ -247,6 +255,11 @@ impl Config {
             }
         }
         if unreadable.is_empty() { Ok(()) } else { Err(unreadable) }
+    }
+
+    /// Which files of schemas, and of the Schema Registry's password, cannot be used now, and why.
+    pub fn unusable_files(&self) -> Vec<String> {
+        avro::unusable_files(&self.schema_registry, &self.routes)
     }
 
     /// What a connection of any kind needs. Secrets that lie in files are as [`Config::read_secrets`] has read them.

@@ -317,6 +317,7 @@ impl Sink for KafkaSink {
         let topics = self.shaper.topics().to_vec();
         let found = topics::look_at(&self.config, topics).await?;
         self.shaper.take_in(found.iter().enumerate(), Instant::now())?;
+        self.shaper.fetch_schemas().await?;
         // Limits may be others, and a producer that was complained about may be fatally wrong.
         self.discard().await;
         self.producer = Some(self.begin()?);

@@ -99,7 +99,6 @@ pub(super) enum Value {
     /// The record's payload as it lies in the batch, not copied.
     Payload,
     /// Other bytes, made from the payload; librdkafka copies them.
-    #[expect(dead_code, reason = "no route asks for an encoding yet")]
     Encoded(Vec<u8>),
 }
 

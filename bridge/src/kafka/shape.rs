@@ -2,17 +2,21 @@
 //!
 //! A record that its Kafka topic will not take is shaped as a dead letter: the payload unchanged, under its key, with
 //! its headers and behind them why. What the dead-letter topic will not take goes into the file and is not produced.
+//! So is a record whose payload does not fit the schema of a route that encodes.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidegate_broker::journal::JournalId;
 use tidegate_broker::record::{Offset, Record};
+use tokio::task::spawn_blocking;
 
 use crate::health::Part;
 use crate::pump::SinkError;
 use crate::route::{Destination, HeaderStyle, KafkaTopic, Routes};
 
+use super::avro::Catalog;
 use super::config::Config;
 use super::dead_letter::{DeadLetters, Wrong};
 use super::headers::{HeaderSink as _, HeaderWriter};
@@ -22,6 +26,8 @@ use super::trouble;
 
 /// Room for the headers of CloudEvents and one of the publisher's; the list grows when there are more.
 const HEADERS_USUAL: usize = 7;
+/// The reason of a dead letter whose payload does not fit the schema.
+const NO_FIT: &str = "schema";
 /// Longer details are cut in a header, so that they do not make a record larger than its topic takes.
 const DETAIL_BYTES_MAX: usize = 1_000;
 
@@ -41,6 +47,8 @@ pub(super) struct Shaper {
     /// Which headers the records of each route carry.
     styles: Vec<HeaderStyle>,
     headers: HeaderWriter,
+    /// What routes encode by; `None` if none does.
+    catalog: Option<Arc<Catalog>>,
     record_bytes_max: u32,
     unrouted: metrics::Counter,
 }
@@ -65,6 +73,7 @@ impl Shaper {
             dead: DeadLetters::new(&config.dead_letter, journal, part),
             styles: config.routes.iter().map(|route| route.headers.unwrap_or(config.headers)).collect(),
             headers: HeaderWriter::new(journal.0, &config.source),
+            catalog: Catalog::new(&config.schema_registry, &config.routes),
             record_bytes_max: config.record_bytes_max,
             unrouted,
         })
@@ -73,6 +82,16 @@ impl Shaper {
     /// The Kafka topics that records can go to; [`Outgoing::topic`] counts in them.
     pub(super) fn topics(&self) -> &[KafkaTopic] {
         &self.topics
+    }
+
+    /// Makes sure that every route that encodes has a schema; nothing is to be shaped before.
+    pub(super) async fn fetch_schemas(&self) -> Result<(), SinkError> {
+        match self.catalog.clone() {
+            None => Ok(()),
+            Some(catalog) => {
+                spawn_blocking(move || catalog.prepare()).await.expect("asking a registry does not panic")
+            }
+        }
     }
 
     /// How the topics stand.
@@ -127,11 +146,15 @@ impl Shaper {
         if let Some(wrong) = self.standings.closed(destination.topic).cloned() {
             return self.bury(offset, record, destination, wrong, false);
         }
+        let value = match self.value(destination.route, record) {
+            Ok(value) => value,
+            Err(wrong) => return self.bury(offset, record, destination, wrong, false),
+        };
         let topic = destination.topic;
         let style = self.styles[destination.route];
         let headers = (style != HeaderStyle::None).then(|| self.headers_of(style, offset, record));
         let key = destination.key.clone().map(bytes);
-        let outgoing = Outgoing { topic, key, value: Value::Payload, headers };
+        let outgoing = Outgoing { topic, key, value, headers };
         let (needed, limit) = (outgoing.batch_bytes(record), self.standings.batch_bytes_max(topic));
         if needed > limit as usize {
             let wrong = too_large(record, &self.topics[topic].name, limit);
@@ -139,6 +162,18 @@ impl Shaper {
         }
         self.standings.hand_over(topic, offset);
         Some(outgoing)
+    }
+
+    /// What becomes the value of `record`, which goes the way of the route counted `route`.
+    fn value(&self, route: usize, record: &Record<'_>) -> Result<Value, Wrong> {
+        let encoded = self.catalog.as_ref().and_then(|catalog| catalog.encode(route, record.payload));
+        match encoded {
+            None => Ok(Value::Payload),
+            Some(Ok(bytes)) => Ok(Value::Encoded(bytes)),
+            Some(Err(misfit)) => {
+                Err(Wrong::new(NO_FIT, format!("it does not fit the schema of its route: {misfit}")))
+            }
+        }
     }
 
     /// Which of the topics `record` belongs to, whether it takes it or not.

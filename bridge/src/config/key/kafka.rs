@@ -65,7 +65,9 @@ pub(super) const KEYS: &[Key] = &[
          level of three or more, else the client), client, topic, level:N (the Nth level, else the client), a JSON \
          pointer (RFC 6901) such as /deviceId (the text, number or boolean that it names in the payload, else as \
          device) or none. Also: partitions and retention of the Kafka topic when it is created, and headers, instead \
-         of those below and above. A topic that no route matches is not carried."
+         of those below and above. With encoding = \"avro\" JSON becomes Avro by a schema of kafka.schema_registry: \
+         that of the file schema, registered if it is not yet, else the latest of subject (the topic's name and \
+         -value, if it is not said). A topic that no route matches is not carried."
     ),
     key!(
         "kafka.compression",
@@ -174,5 +176,43 @@ pub(super) const KEYS: &[Key] = &[
         Size { min: 1 << 20, max: 1 << 40 },
         "Size of the file of dead letters and the one before it, kafka.1.jsonl, together; when it is reached, the \
          older file is removed, with a warning, and counted."
+    ),
+    key!(
+        "kafka.schema_registry.url",
+        kafka.schema_registry.url,
+        Text,
+        "The Schema Registry with the schemas of routes whose encoding is avro: the address below which /subjects lies. \
+         Before the first record it must answer; later it may be away. Also KAFKA_SCHEMA_REGISTRY_URL."
+    )
+    .sample("\"http://127.0.0.1:8081\""),
+    key!(
+        "kafka.schema_registry.username",
+        kafka.schema_registry.username,
+        Text,
+        "Sent with the password as HTTP Basic authentication."
+    )
+    .sample("\"tidegate\""),
+    key!("kafka.schema_registry.password", kafka.schema_registry.password, Text, "Its password. Better in the file.")
+        .secret()
+        .sample("\"...\""),
+    key!(
+        "kafka.schema_registry.password_file",
+        kafka.schema_registry.password_file,
+        Text,
+        "The file with its password, read as kafka.password_file is; it stands above the password."
+    )
+    .sample("\"/run/secrets/schema-registry\""),
+    key!(
+        "kafka.schema_registry.ca_file",
+        kafka.schema_registry.ca_file,
+        Text,
+        "Authorities in PEM, of one of which the registry's certificate must be; else it must be of a public one."
+    )
+    .sample("\"/etc/tidegate/registry-ca.pem\""),
+    key!(
+        "kafka.schema_registry.refresh",
+        kafka.schema_registry.refresh_ms,
+        Millis(Period { min: Duration::from_millis(100), max: Duration::from_secs(86_400) }),
+        "How often it is asked for the latest schemas; until then records go on with those of before."
     ),
 ];

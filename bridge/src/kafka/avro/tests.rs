@@ -147,7 +147,7 @@ fn every_type_takes_what_is_said_of_it() {
     check(r#""float""#, "16777217", Value::Float(16_777_216.0));
     refuses(r#""float""#, "1e39", "expected float, found 1e39, which is out of range");
     check(r#""double""#, "0.1", Value::Double(0.1));
-    check(r#""double""#, "2.2250738585072011e-308", Value::Double(2.225_073_858_507_201_1e-308));
+    check(r#""double""#, "2.2250738585072011e-308", Value::Double(2.225_073_858_507_201e-308));
     refuses(r#""double""#, "-1e309", "expected double, found -1e309, which is out of range");
     check(r#""string""#, r#""é\n😀""#, Value::String("é\n😀".into()));
     refuses(
