@@ -1,11 +1,12 @@
 //! Side by side into one real PostgreSQL: `psql \copy ... (FORMAT binary)` and tidegate's sink.
 //!
 //! Both store the same rows into the same table, in turn; printed are rows per second and the ratio. psql only reads a
-//! file that was encoded before. tidegate reads the journal, finds the readings in the payloads, encodes them, adds
-//! them to the rollups per minute and per hour, and moves its cursor, all of it in the transactions of the rows. How
-//! much the rollups cost depends on how many readings fall into one minute of a device, therefore two loads: devices
-//! that report every second, and ten times as many that report once a minute, where every reading is a row in
-//! `readings_per_minute` of its own.
+//! file that was encoded before. tidegate reads the journal, finds the readings in the payloads, encodes them, notes
+//! devices and metrics, and moves its cursor, all of it in the transactions of the rows; on a second connection it adds
+//! them to the rollups per minute and per hour. Two figures are shown: until every row is stored, and until every
+//! rollup is as well. How much rollups cost depends on how many readings fall into one minute of a device, therefore
+//! several loads, from text, which is in no rollup, to devices that report once a minute, where every reading is a row
+//! in `readings_per_minute` of its own.
 //!
 //! ```text
 //! eval "$(tests/services start postgres)" && cargo bench -p tidegate-benches --bench postgres
@@ -39,9 +40,10 @@ struct Load {
     is_text: bool,
 }
 
-const LOADS: [Load; 3] = [
+const LOADS: [Load; 4] = [
     Load { name: "1,000 devices, every second, text", devices: 1_000, every_ms: 1_000, is_text: true },
     Load { name: "1,000 devices, every second", devices: 1_000, every_ms: 1_000, is_text: false },
+    Load { name: "1 device, 100 a second", devices: 1, every_ms: 10, is_text: false },
     Load { name: "100,000 devices, every minute", devices: 100_000, every_ms: 60_000, is_text: false },
 ];
 
@@ -103,22 +105,29 @@ impl Load {
     }
 }
 
-fn psql(url: &str, sql: &str) {
-    let output = Command::new("psql").args(["-X", "-q", "-v", "ON_ERROR_STOP=1", url, "-c", sql]).output();
+/// What the server answers.
+fn psql(url: &str, sql: &str) -> String {
+    let output =
+        Command::new("psql").args(["-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", url, "-c", sql]).output();
     let output = output.expect("psql is installed: tests/services install postgres");
     assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn empty(url: &str) {
     psql(
         url,
-        "TRUNCATE tidegate.readings, tidegate.readings_per_minute, tidegate.readings_per_hour; \
+        "TRUNCATE tidegate.readings, tidegate.readings_per_minute, tidegate.readings_per_hour, tidegate_internal.series; \
          CHECKPOINT",
     );
 }
 
-fn tidegate(url: &str, journal: &Journal, cursor: &str) -> Duration {
-    psql(url, "DO $$ BEGIN DELETE FROM tidegate_internal.cursor; EXCEPTION WHEN undefined_table THEN END $$");
+/// Until every row is stored, and until every rollup is.
+fn tidegate(url: &str, journal: &Journal, cursor: &str) -> (Duration, Duration) {
+    let forget =
+        "DO $$ BEGIN DELETE FROM tidegate_internal.cursor; DELETE FROM tidegate_internal.rollup_cursor;
+        EXCEPTION WHEN undefined_table THEN END $$";
+    psql(url, forget);
     let config = Config { url: url.to_owned(), ..Config::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let part = Part::new("postgres");
@@ -132,8 +141,15 @@ fn tidegate(url: &str, journal: &Journal, cursor: &str) -> Duration {
             while cursor.position() < journal.durable_end() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
+            let stored = begun.elapsed();
+            let end = journal.durable_end();
+            let is_level = format!("SELECT \"position\" >= {end} FROM tidegate_internal.rollup_cursor");
+            while psql(url, &is_level).trim() != "t" {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let rolled_up = begun.elapsed();
             drain.send_replace(Some(tokio::time::Instant::now()));
-            begun.elapsed()
+            (stored, rolled_up)
         };
         tokio::join!(carried, done).1
     })
@@ -159,7 +175,10 @@ fn main() {
     psql(&server, &format!("CREATE DATABASE {database}"));
     let url = format!("{}/{database}", server.rsplit_once('/').unwrap().0);
     println!("{RECORDS} rows, thousands per second:");
-    println!("{:<36} {:>14} {:>10} {:>7}", "", "psql \\copy", "tidegate", "ratio");
+    println!(
+        "{:<36} {:>14} {:>10} {:>7} {:>13} {:>7}",
+        "", "psql \\copy", "tidegate", "ratio", "with rollups", "ratio"
+    );
     for (index, load) in LOADS.iter().enumerate() {
         let folder = tempfile::tempdir().unwrap();
         let journal = load.journal(folder.path());
@@ -171,15 +190,17 @@ fn main() {
         }
         for round in 0..ROUNDS {
             empty(&url);
-            let ours = tidegate(&url, &journal, &format!("round-{round}"));
+            let (stored, rolled_up) = tidegate(&url, &journal, &format!("round-{round}"));
             empty(&url);
             let theirs = copy(&url, &file);
             println!(
-                "{:<36} {:>14.1} {:>10.1} {:>7.2}",
+                "{:<36} {:>14.1} {:>10.1} {:>7.2} {:>13.1} {:>7.2}",
                 load.name,
                 rate(theirs),
-                rate(ours),
-                theirs.as_secs_f64() / ours.as_secs_f64()
+                rate(stored),
+                theirs.as_secs_f64() / stored.as_secs_f64(),
+                rate(rolled_up),
+                theirs.as_secs_f64() / rolled_up.as_secs_f64()
             );
         }
     }
