@@ -16,13 +16,11 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientConfig;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
 use tidegate::health::Part;
 use tidegate::kafka::{Config, HeaderStyle, KafkaSink};
 use tidegate::pump;
+use tidegate_benches::kafka::{self, Bare};
+use tidegate_benches::peer::process_cpu_time;
 use tidegate_broker::journal::{FileStorage, FullPolicy, Journal, Options, StartAt, SyncPolicy};
 use tidegate_broker::record::{Append, Entry, Properties, Qos, Record, Timestamp};
 use tidegate_broker::topic::TopicName;
@@ -69,70 +67,26 @@ struct Cost {
 }
 
 fn measure(run: impl FnOnce()) -> Cost {
-    let (begun, cpu, allocations) = (Instant::now(), cpu_time(), ALLOCATIONS.load(Ordering::Relaxed));
+    let (begun, cpu, allocations) =
+        (Instant::now(), process_cpu_time(None).unwrap(), ALLOCATIONS.load(Ordering::Relaxed));
     run();
     let allocations = ALLOCATIONS.load(Ordering::Relaxed) - allocations;
     #[expect(clippy::cast_precision_loss, reason = "shown with two digits")]
     let allocations = allocations as f64 / RECORDS as f64;
     Cost {
         seconds: begun.elapsed().as_secs_f64(),
-        cpu_seconds: (cpu_time() - cpu).as_secs_f64(),
+        cpu_seconds: (process_cpu_time(None).unwrap() - cpu).as_secs_f64(),
         allocations,
     }
 }
 
-/// The processor time of all threads of this process.
-fn cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a timespec to write to.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
-    assert_eq!(result, 0, "the process has a clock");
-    Duration::new(u64::try_from(time.tv_sec).unwrap(), u32::try_from(time.tv_nsec).unwrap())
-}
-
-const PAYLOAD: [u8; 60] = [b'x'; 60];
+const PAYLOAD_BYTES: usize = 60;
+const PAYLOAD: [u8; PAYLOAD_BYTES] = [b'.'; PAYLOAD_BYTES];
 const CLIENT: &str = "gateway";
 
-fn device(number: u64) -> String {
-    format!("device-{:03}", number % 1_000)
-}
-
-/// The configuration that tidegate gives librdkafka, as far as it matters to speed.
 fn bare(servers: &str, topic: &str, with_headers: bool) {
-    let mut config = ClientConfig::new();
-    config
-        .set("bootstrap.servers", servers)
-        .set("enable.idempotence", "true")
-        .set("linger.ms", "5")
-        .set("queue.buffering.max.messages", "50000")
-        .set("partitioner", "murmur2_random");
-    config.extend(properties());
-    let producer: ThreadedProducer<DefaultProducerContext> = config.create().unwrap();
-    let devices: Vec<_> = (0..1_000).map(device).collect();
-    let ids: Vec<_> = (0..RECORDS).map(|number| format!("{:032x}-{number}", 0)).collect();
-    for number in 0..RECORDS {
-        let device = &devices[usize::try_from(number % 1_000).unwrap()];
-        let id = &ids[usize::try_from(number).unwrap()];
-        let mut record = BaseRecord::to(topic).key(device).payload(&PAYLOAD[..]).timestamp(1_753_626_600_000);
-        if with_headers {
-            let header = |key, value| Header { key, value: Some(value) };
-            let headers = OwnedHeaders::new_with_capacity(7)
-                .insert(header("ce_specversion", "1.0"))
-                .insert(header("ce_id", id))
-                .insert(header("ce_source", "/tidegate/clients/gateway"))
-                .insert(header("ce_type", "io.tidegate.publish"))
-                .insert(header("ce_subject", "sensors/device-000/temperature"))
-                .insert(header("ce_time", "2025-07-27T14:30:00.007Z"));
-            record = record.headers(headers);
-        }
-        while let Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) =
-            producer.send(record)
-        {
-            std::thread::sleep(Duration::from_millis(1));
-            record = back;
-        }
-    }
-    producer.flush(Duration::from_secs(120)).unwrap();
+    let bare = Bare::new(servers, topic, with_headers, properties()).unwrap();
+    kafka::send_from_memory(&bare, RECORDS, PAYLOAD_BYTES).unwrap();
 }
 
 fn journal(folder: &std::path::Path) -> Journal {
@@ -147,7 +101,7 @@ fn journal(folder: &std::path::Path) -> Journal {
     };
     let (journal, mut appender) = Journal::open(FileStorage::open(folder).unwrap(), options).unwrap();
     for number in 0..RECORDS {
-        let topic = format!("sensors/{}/temperature", device(number));
+        let topic = format!("sensors/{}/temperature", kafka::device(number));
         let record = Record {
             time: Timestamp(1_753_626_600_000),
             client: CLIENT,
@@ -202,7 +156,7 @@ fn main() {
     let folder = tempfile::tempdir().unwrap();
     let journal = journal(folder.path());
     let topic = format!("bench-{}", std::process::id());
-    println!("{RECORDS} records of {} bytes; per million records:", PAYLOAD.len());
+    println!("{RECORDS} records of {} bytes; per million records:", PAYLOAD_BYTES);
     println!("{:<34} {:>12} {:>12} {:>14}", "", "records/s", "CPU seconds", "allocations/r");
     for round in 0..ROUNDS {
         // The first of all also creates the topic, which is why tidegate begins.

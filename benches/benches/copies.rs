@@ -1,0 +1,157 @@
+//! Zero-copy as a number: the bytes that `memcpy` moves in this process per record, on the way from tidegate's journal
+//! into one real Kafka, beside a bare rdkafka producer that sends the same payloads from memory.
+//!
+//! Every call of `memcpy` is counted, those of librdkafka included, which is part of this program. Not seen are copies of
+//! a few bytes whose number the compiler knew, and those of the kernel. What is copied beside the payload (keys, topics,
+//! headers, librdkafka's own bookkeeping) is the same for every size, so the smallest size shows it and the largest hides
+//! it. CPU is that of the whole process, with what the counting costs.
+//!
+//! ```text
+//! eval "$(tests/services start kafka)" && cargo bench -p tidegate-benches --bench copies
+//! ```
+//!
+//! Properties of librdkafka can follow as `-- name=value`; they are given to both.
+
+#![allow(clippy::unwrap_used, reason = "a bench that cannot run says so by its panic")]
+
+use std::ffi::c_void;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tidegate::health::Part;
+use tidegate::kafka::{Config, HeaderStyle, KafkaSink};
+use tidegate::pump;
+use tidegate_benches::kafka::{self, Bare};
+use tidegate_benches::peer::process_cpu_time;
+use tidegate_broker::journal::{FileStorage, FullPolicy, Journal, Options, StartAt, SyncPolicy};
+use tidegate_broker::record::{Append, Entry, Properties, Qos, Record, Timestamp};
+use tidegate_broker::topic::TopicName;
+use tokio::sync::watch;
+
+/// Bytes of a payload, and how many records have it.
+const SIZES: [(usize, u64); 5] =
+    [(100, 100_000), (1_000, 50_000), (10_000, 10_000), (60_000, 2_000), (500_000, 300)];
+
+static COPIED: AtomicU64 = AtomicU64::new(0);
+
+/// Stands in for the C library's, in everything that is linked into this program.
+///
+/// # Safety
+///
+/// As memcpy(3): `bytes` can be read at `from` and written at `to`, and the two do not overlap.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memcpy(to: *mut c_void, from: *const c_void, bytes: usize) -> *mut c_void {
+    COPIED.fetch_add(bytes as u64, Ordering::Relaxed);
+    // SAFETY: memmove asks for no more than memcpy, whose contract the caller keeps.
+    unsafe { libc::memmove(to, from, bytes) }
+}
+
+fn main() {
+    let Ok(servers) = std::env::var("TIDEGATE_TEST_KAFKA") else {
+        // `cargo test --benches` and a plain `cargo bench` have no Kafka.
+        println!("copies: TIDEGATE_TEST_KAFKA is not set; eval \"$(tests/services start kafka)\" first");
+        return;
+    };
+    println!("| payload bytes | way | bytes copied per record | of the payload | CPU µs per record |");
+    println!("|---:|---|---:|---:|---:|");
+    for (payload_bytes, records) in SIZES {
+        let topic = format!("copies-{}-{payload_bytes}", std::process::id());
+        kafka::create_topic(&servers, &topic).unwrap();
+        let bare = Bare::new(&servers, &topic, false, properties()).unwrap();
+        let row = Row { payload_bytes, records };
+        row.print("rdkafka, from memory", || kafka::send_from_memory(&bare, records, payload_bytes).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let journal = journal(folder.path(), records, payload_bytes);
+        row.print("tidegate, from its journal", || tidegate(&servers, &topic, &journal));
+    }
+}
+
+/// Properties of librdkafka from the command line.
+fn properties() -> impl Iterator<Item = (String, String)> {
+    std::env::args().filter_map(|argument| {
+        argument.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
+    })
+}
+
+struct Row {
+    payload_bytes: usize,
+    records: u64,
+}
+
+impl Row {
+    #[expect(clippy::cast_precision_loss, reason = "shown with few digits")]
+    fn print(&self, way: &str, run: impl FnOnce()) {
+        let (copied, cpu) = (COPIED.load(Ordering::Relaxed), process_cpu_time(None).unwrap());
+        run();
+        let cpu = process_cpu_time(None).unwrap() - cpu;
+        let copied = COPIED.load(Ordering::Relaxed) - copied;
+        let (records, copied) = (self.records as f64, copied as f64 / self.records as f64);
+        println!(
+            "| {} | {way} | {copied:.0} | {:.2} | {:.2} |",
+            self.payload_bytes,
+            copied / self.payload_bytes as f64,
+            cpu.as_secs_f64() * 1e6 / records,
+        );
+    }
+}
+
+fn journal(folder: &Path, records: u64, payload_bytes: usize) -> Journal {
+    let options = Options {
+        segment_bytes: 64 << 20,
+        max_bytes: 4 << 30,
+        max_age: None,
+        full: FullPolicy::Refuse,
+        sync: SyncPolicy::Never,
+        tail_bytes: 1 << 20,
+        batch_bytes: 1 << 20,
+    };
+    let (journal, mut appender) = Journal::open(FileStorage::open(folder).unwrap(), options).unwrap();
+    let payload = vec![b'.'; payload_bytes];
+    for number in 0..records {
+        let topic = format!("sensors/{}/temperature", kafka::device(number));
+        let record = Record {
+            time: Timestamp(1_753_626_600_000),
+            client: "gateway",
+            topic: TopicName::new(&topic).unwrap(),
+            properties: Properties::NONE,
+            payload: &payload,
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            packet_id: 1,
+        };
+        appender.append(&Entry::Record(record)).unwrap();
+        if number % 100 == 0 {
+            appender.submit();
+        }
+    }
+    while journal.durable_end() < appender.end() {
+        appender.submit();
+        std::thread::yield_now();
+    }
+    journal
+}
+
+/// Carries what `journal` holds to `topic`, without headers.
+fn tidegate(servers: &str, topic: &str, journal: &Journal) {
+    let mut config =
+        Config { bootstrap_servers: servers.into(), headers: HeaderStyle::None, ..Config::default() };
+    for route in &mut config.routes {
+        route.topic = topic.into();
+    }
+    config.properties.extend(properties());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let part = Part::new("kafka");
+    let sink = KafkaSink::new(&config, journal.id(), part.clone()).unwrap();
+    let cursor = journal.cursor("kafka", StartAt::Oldest).unwrap();
+    let (drain, signal) = watch::channel(None);
+    runtime.block_on(async {
+        let carried = pump::carry(journal, &cursor, sink, part, signal);
+        let done = async {
+            while cursor.position() < journal.durable_end() {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            drain.send_replace(Some(tokio::time::Instant::now()));
+        };
+        tokio::join!(carried, done);
+    });
+}
