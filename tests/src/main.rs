@@ -16,6 +16,7 @@ mod gateway;
 mod hostile;
 mod journal_tools;
 mod kafka;
+mod kafka_outages;
 mod kafka_security;
 mod ledger;
 mod limits;
