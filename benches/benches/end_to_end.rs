@@ -268,7 +268,7 @@ fn forward(address: &str, servers: &str, topic: &str, headers: bool) -> Result<(
                 bare.send(device, &kafka::id(number), &publish.payload)?;
                 number += 1;
             }
-            _ => {}
+            Event::Incoming(_) | Event::Outgoing(_) => {}
         }
     }
     Ok(())
