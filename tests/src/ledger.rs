@@ -9,7 +9,7 @@
 //! The faults are short unless `TIDEGATE_TEST_LEDGER` is `long`.
 
 mod conservation;
-mod count;
+pub(crate) mod count;
 mod fault_away;
 mod fault_cluster;
 mod fault_damage;
@@ -19,8 +19,8 @@ mod fault_frozen;
 mod fault_kill;
 mod fault_postgres;
 mod fault_silent;
-mod load;
-mod outputs;
+pub(crate) mod load;
+pub(crate) mod outputs;
 mod row;
 mod stage;
 

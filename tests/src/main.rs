@@ -10,6 +10,7 @@ mod bad_input;
 mod conformance;
 mod conservation;
 mod descriptors;
+mod exactly_once;
 mod fuzz;
 mod fuzz_corpus;
 mod gateway;

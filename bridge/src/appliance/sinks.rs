@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::health::Part;
-use crate::kafka::KafkaSink;
+use crate::kafka::{ExactlyOnceSink, KafkaSink};
 use crate::postgres::PostgresSink;
 use crate::pump::{DrainSignal, Sink, carry};
 
@@ -39,14 +39,20 @@ impl Sinks {
         let mut sinks = Self { running: Vec::new(), drain };
         if config.kafka.is_on() {
             let part = Part::new(KAFKA);
-            let mut kafka = config.kafka.clone();
-            kafka.dead_letter.folder = Some(config.data_dir.join("dead-letters"));
-            let sink = KafkaSink::new(&kafka, journal.id(), part.clone());
-            let sink = sink.map_err(|mistakes| StartError::Internal {
+            let wrong = |mistakes: Vec<String>| StartError::Internal {
                 part: "the Kafka sink",
                 error: mistakes.join("; "),
-            })?;
-            sinks.add(journal, part, signal.clone(), move || sink)?;
+            };
+            let mut settings = config.kafka.clone();
+            settings.dead_letter.folder = Some(config.data_dir.join("dead-letters"));
+            let (id, told) = (journal.id(), part.clone());
+            if settings.exactly_once {
+                let sink = ExactlyOnceSink::new(&settings, id, told).map_err(wrong)?;
+                sinks.add(journal, part, signal.clone(), move || sink)?;
+            } else {
+                let sink = KafkaSink::new(&settings, id, told).map_err(wrong)?;
+                sinks.add(journal, part, signal.clone(), move || sink)?;
+            }
         }
         if config.postgres.is_on() {
             let part = Part::new(POSTGRES);

@@ -48,6 +48,14 @@ pub struct Config {
     pub topics: TopicsConfig,
     /// What becomes of records that Kafka does not take.
     pub dead_letter: DeadLetterConfig,
+    /// Whether each record is stored once, by transactions; else at least once.
+    pub exactly_once: bool,
+    /// Who this appliance is to the brokers' transaction coordinator. Empty = the client id and the journal's id.
+    pub transactional_id: String,
+    /// Where each transaction says how far the journal has come.
+    pub cursor_topic: String,
+    /// Milliseconds that a transaction is open.
+    pub transaction_interval_ms: u32,
     /// Which MQTT topic goes to which Kafka topic; the first that matches wins.
     pub routes: Vec<RouteConfig>,
     /// Where routes with an encoding have their schemas from.
@@ -74,6 +82,10 @@ impl Default for Config {
             source: "/tidegate".into(),
             topics: TopicsConfig::default(),
             dead_letter: DeadLetterConfig::default(),
+            exactly_once: false,
+            transactional_id: String::new(),
+            cursor_topic: "tidegate-cursors".into(),
+            transaction_interval_ms: 100,
             routes: default_routes(),
             schema_registry: RegistryConfig::default(),
             properties: BTreeMap::new(),
@@ -157,7 +169,7 @@ const FIXED: &[(&str, &str)] = &[
     ("request.required.acks", "delivery relies on it being all"),
     ("message.timeout.ms", "records stay in the journal until they are delivered"),
     ("delivery.timeout.ms", "records stay in the journal until they are delivered"),
-    ("transactional.id", "transactions are not used"),
+    ("transactional.id", "set kafka.exactly_once and kafka.transactional_id instead"),
     ("log.queue", "it is used internally"),
 ];
 
@@ -211,6 +223,7 @@ impl Config {
             };
             mistakes.extend(wrong.err().map(|why| format!("kafka.dead_letter.topic: {why}")));
         }
+        mistakes.extend(self.transaction_mistakes());
         if self.source.is_empty() {
             mistakes.push("kafka.source: it cannot be empty, CloudEvents asks for a source".into());
         }
@@ -356,6 +369,7 @@ fn is_producer_only(key: &str) -> bool {
         "partitioner",
         "sticky.",
         "delivery.",
+        "transaction.",
     ]
     .iter()
     .any(|prefix| key.starts_with(prefix))
@@ -400,6 +414,7 @@ mod tests {
             linger_ms = 4000000000
             source = ""
             routes = [{ filter = "a/#/b", topic = "x" }]
+            cursor_topic = "x"
             topics = { partitions = 0, replication = 0, retention_ms = -2 }
             dead_letter = { topic = "not legal" }
             [properties]
@@ -424,6 +439,7 @@ mod tests {
                 "kafka.topics.replication",
                 "kafka.topics.retention",
                 "kafka.dead_letter.topic",
+                "kafka.cursor_topic",
                 "kafka.source",
             ],
             "{mistakes:#?}"

@@ -170,8 +170,8 @@ impl DeadLetters {
         self.add(offset, record, wrong, Place::File);
     }
 
-    /// Everything before `confirmed` is stored: makes sure of the file, and counts the dead letters before it.
-    pub(super) fn settle(&mut self, confirmed: Offset) -> Result<(), SinkError> {
+    /// Makes sure that what was written into the file is on disk.
+    pub(super) fn sync(&mut self) -> Result<(), SinkError> {
         if let Some(file) = &mut self.file
             && let Err(error) = self.failed.take().map_or_else(|| file.sync(), Err)
         {
@@ -181,6 +181,12 @@ impl DeadLetters {
                 file.path().display()
             )));
         }
+        Ok(())
+    }
+
+    /// Everything before `confirmed` is stored: makes sure of the file, and counts the dead letters before it.
+    pub(super) fn settle(&mut self, confirmed: Offset) -> Result<(), SinkError> {
+        self.sync()?;
         while let Some(first) = self.letters.first_entry().filter(|first| *first.key() < confirmed) {
             let (offset, letter) = first.remove_entry();
             self.count(offset, letter);

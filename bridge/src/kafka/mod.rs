@@ -6,7 +6,8 @@
 //!
 //! While brokers are away, what has been handed over stays with librdkafka, which has no time-out and a bounded
 //! queue; the rest is lag. Only an error that librdkafka cannot mend by itself makes a new producer, and then
-//! everything from the last confirmed record on is produced again: at least once, in order.
+//! everything from the last confirmed record on is produced again: at least once, in order. [`ExactlyOnceSink`] pays for
+//! transactions, and has each record once.
 //!
 //! What a topic will never take is a dead letter: it goes to the dead-letter topic or into a file, and only then is
 //! confirmed, so that the records behind it go on. What is wrong with the whole connection still stops everything.
@@ -14,6 +15,7 @@
 pub mod avro;
 mod config;
 mod dead_letter;
+mod exactly_once;
 mod headers;
 mod native;
 mod shape;
@@ -25,7 +27,8 @@ mod watch;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tidegate_broker::journal::JournalId;
 use tidegate_broker::record::{Batch, Offset};
 use tokio::task::spawn_blocking;
@@ -35,6 +38,7 @@ use crate::pump::{Sink, SinkError};
 
 pub use crate::route::HeaderStyle;
 pub use config::{Config, DeadLetterConfig, TopicsConfig};
+pub use exactly_once::ExactlyOnceSink;
 
 use dead_letter::Wrong;
 use native::{Event, Halt, Producer};
@@ -91,6 +95,15 @@ impl Doubt {
         };
         true
     }
+
+    /// Everything before `confirmed` is stored, and if `is_idle` there is nothing else.
+    fn after(self, confirmed: Offset, is_idle: bool) -> Self {
+        match self {
+            Self::Batches if is_idle => Self::Settled,
+            Self::Limits(before) if before < confirmed => Self::Nothing,
+            Self::Nothing | Self::Limits(_) | Self::Batches | Self::Settled => self,
+        }
+    }
 }
 
 /// How librdkafka let a record go.
@@ -134,21 +147,8 @@ impl KafkaSink {
 
     /// A producer for what is known of the topics.
     fn begin(&mut self) -> Result<Producer, SinkError> {
-        let (smallest, largest) = self.shaper.standings().limits();
-        let record_bytes_max =
-            largest.saturating_add(RECORD_BYTES_SLACK).clamp(RECORD_BYTES.0, RECORD_BYTES.1);
-        // A batch of several records must fit into any topic.
-        let fits = smallest.saturating_sub(RECORD_BYTES_SLACK);
-        if self.doubt == Doubt::Batches {
-            self.batch_bytes_max = (self.batch_bytes_max.min(fits) / 2).max(BATCH_BYTES_MIN);
-        }
-        let mut client = self.config.producer(self.batch_bytes_max.min(fits), record_bytes_max);
-        if self.doubt == Doubt::Batches {
-            client.set("batch.num.messages", "1");
-        }
-        Producer::new(&client, self.shaper.topics()).map_err(|error| {
-            SinkError::Operator(format!("Kafka cannot be used with this configuration: {error}"))
-        })
+        let client = producer_config(&self.config, &mut self.shaper, self.doubt, &mut self.batch_bytes_max);
+        Producer::new(&client, self.shaper.topics()).map_err(unusable)
     }
 
     fn hand_over(&mut self) -> Result<(), SinkError> {
@@ -205,57 +205,7 @@ impl KafkaSink {
         held_back: bool,
     ) -> Result<(), SinkError> {
         let producer = self.producer.as_mut().expect("whoever hears of a record has a producer");
-        let record = producer.record(offset).expect("the batch of a record that is judged is held");
-        let was_dead = self.shaper.is_dead_letter(offset);
-        let topic = if was_dead { self.shaper.dead_letter() } else { self.shaper.topic_of(&record) };
-        let topic = topic.expect("a record that was handed over has a topic");
-        let name = self.shaper.topics()[topic].name.clone();
-        let wrong = match trouble::verdict(code) {
-            Verdict::Reject(trouble::TOO_LARGE)
-                if refusal == Refusal::Reported && self.doubt.grows(offset) =>
-            {
-                return Err(SinkError::Retry(
-                    "Kafka takes only smaller records than before; asking for its limits".into(),
-                ));
-            }
-            Verdict::Reject(trouble::TOO_LARGE) if refusal == Refusal::Reported => Wrong::new(
-                trouble::TOO_LARGE,
-                format!(
-                    "its payload has {} bytes, and Kafka finds that too large for {name}; raise its max.message.bytes \
-                     to carry such records",
-                    record.payload.len()
-                ),
-            ),
-            Verdict::Reject(trouble::TOO_LARGE) => {
-                shape::too_large(&record, &name, self.shaper.standings().batch_bytes_max(topic))
-            }
-            Verdict::Reject(reason) => {
-                Wrong::new(reason, format!("Kafka will not store it in {name}: {code}"))
-            }
-            Verdict::Topic(reason) => {
-                if reason == trouble::UNKNOWN_TOPIC && self.shaper.standings().is_trusted(topic) {
-                    return Err(SinkError::Retry(trouble::topic_detail(&name, reason, code)));
-                }
-                let wrong = self.shaper.standings().close(topic, Instant::now(), || {
-                    Wrong::new(reason, trouble::topic_detail(&name, reason, code))
-                });
-                self.shaper.any_open()?;
-                wrong
-            }
-            // Only a producer that has failed lets go of its records, and that may be heard before the failure itself.
-            Verdict::Again if trouble::lets_go(code) => return Err(made_anew(&code.to_string())),
-            Verdict::Again => return Err(SinkError::Retry(format!("Kafka did not store a record: {code}"))),
-            Verdict::Operator => {
-                return Err(SinkError::Operator(format!(
-                    "Kafka does not store records: {code}; check the rights of this client"
-                )));
-            }
-        };
-        if was_dead {
-            self.shaper.condemn_to_file(offset, &wrong);
-        } else {
-            self.shaper.condemn(offset, wrong);
-        }
+        judge(producer, &mut self.shaper, &mut self.doubt, offset, code, refusal)?;
         if !held_back {
             producer.hold_back(offset);
             self.again.push_back(offset);
@@ -265,20 +215,7 @@ impl KafkaSink {
 
     /// Looks at closed topics anew, if that is due; those against which nothing is known any more are tried.
     async fn review(&mut self) {
-        let due = self.shaper.standings().due(Instant::now());
-        if due.is_empty() {
-            return;
-        }
-        let topics: Vec<_> = due.iter().map(|&index| self.shaper.topics()[index].clone()).collect();
-        // What is wrong with the whole connection the producer tells.
-        let Ok(found) = topics::look_at(&self.config, topics).await else { return };
-        for (&index, found) in due.iter().zip(&found) {
-            if let (None, Some(producer)) = (&found.wrong, &self.producer) {
-                producer.ask_for_topic(index, TOPIC_PATIENCE);
-            }
-        }
-        // They are closed, so none is waited for.
-        let _ = self.shaper.take_in(due.into_iter().zip(&found), Instant::now());
+        review(&self.config, &mut self.shaper, self.producer.as_mut()).await;
     }
 
     fn hear(&mut self, code: RDKafkaErrorCode, reason: String, fatal: bool) -> Result<(), SinkError> {
@@ -294,11 +231,7 @@ impl KafkaSink {
         let Some(confirmed) = self.producer.as_mut().and_then(Producer::release) else { return Ok(None) };
         self.shaper.settle(confirmed)?;
         let is_idle = self.producer.as_ref().is_some_and(Producer::is_idle);
-        self.doubt = match self.doubt {
-            Doubt::Batches if is_idle => Doubt::Settled,
-            Doubt::Limits(before) if before < confirmed => Doubt::Nothing,
-            unchanged @ (Doubt::Nothing | Doubt::Limits(_) | Doubt::Batches | Doubt::Settled) => unchanged,
-        };
+        self.doubt = self.doubt.after(confirmed, is_idle);
         self.watch.progressed();
         Ok(Some(confirmed))
     }
@@ -373,6 +306,112 @@ impl Sink for KafkaSink {
             wake.notified().await;
         }
     }
+}
+
+/// How librdkafka is to produce for what is known of the topics. Where that is not enough, `batch_bytes_max` is halved.
+fn producer_config(
+    config: &Config,
+    shaper: &mut Shaper,
+    doubt: Doubt,
+    batch_bytes_max: &mut u32,
+) -> ClientConfig {
+    let (smallest, largest) = shaper.standings().limits();
+    let record_bytes_max = largest.saturating_add(RECORD_BYTES_SLACK).clamp(RECORD_BYTES.0, RECORD_BYTES.1);
+    // A batch of several records must fit into any topic.
+    let fits = smallest.saturating_sub(RECORD_BYTES_SLACK);
+    if doubt == Doubt::Batches {
+        *batch_bytes_max = ((*batch_bytes_max).min(fits) / 2).max(BATCH_BYTES_MIN);
+    }
+    let mut client = config.producer((*batch_bytes_max).min(fits), record_bytes_max);
+    if doubt == Doubt::Batches {
+        client.set("batch.num.messages", "1");
+    }
+    client
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "as map_err calls it")]
+fn unusable(error: KafkaError) -> SinkError {
+    SinkError::Operator(format!("Kafka cannot be used with this configuration: {error}"))
+}
+
+/// The record at `offset`, which `producer` holds, was not stored: condemns it to be a dead letter, or says why
+/// everything is to be offered again.
+fn judge(
+    producer: &Producer,
+    shaper: &mut Shaper,
+    doubt: &mut Doubt,
+    offset: Offset,
+    code: RDKafkaErrorCode,
+    refusal: Refusal,
+) -> Result<(), SinkError> {
+    let record = producer.record(offset).expect("the batch of a record that is judged is held");
+    let was_dead = shaper.is_dead_letter(offset);
+    let topic = if was_dead { shaper.dead_letter() } else { shaper.topic_of(&record) };
+    let topic = topic.expect("a record that was handed over has a topic");
+    let name = shaper.topics()[topic].name.clone();
+    let wrong = match trouble::verdict(code) {
+        Verdict::Reject(trouble::TOO_LARGE) if refusal == Refusal::Reported && doubt.grows(offset) => {
+            return Err(SinkError::Retry(
+                "Kafka takes only smaller records than before; asking for its limits".into(),
+            ));
+        }
+        Verdict::Reject(trouble::TOO_LARGE) if refusal == Refusal::Reported => Wrong::new(
+            trouble::TOO_LARGE,
+            format!(
+                "its payload has {} bytes, and Kafka finds that too large for {name}; raise its max.message.bytes to carry \
+                 such records",
+                record.payload.len()
+            ),
+        ),
+        Verdict::Reject(trouble::TOO_LARGE) => {
+            shape::too_large(&record, &name, shaper.standings().batch_bytes_max(topic))
+        }
+        Verdict::Reject(reason) => Wrong::new(reason, format!("Kafka will not store it in {name}: {code}")),
+        Verdict::Topic(reason) => {
+            if reason == trouble::UNKNOWN_TOPIC && shaper.standings().is_trusted(topic) {
+                return Err(SinkError::Retry(trouble::topic_detail(&name, reason, code)));
+            }
+            let wrong = shaper.standings().close(topic, Instant::now(), || {
+                Wrong::new(reason, trouble::topic_detail(&name, reason, code))
+            });
+            shaper.any_open()?;
+            wrong
+        }
+        // Only a producer that has failed lets go of its records, and that may be heard before the failure itself.
+        Verdict::Again if trouble::lets_go(code) => return Err(made_anew(&code.to_string())),
+        Verdict::Again => return Err(SinkError::Retry(format!("Kafka did not store a record: {code}"))),
+        Verdict::Operator => {
+            return Err(SinkError::Operator(format!(
+                "Kafka does not store records: {code}; check the rights of this client"
+            )));
+        }
+    };
+    if was_dead {
+        shaper.condemn_to_file(offset, &wrong);
+    } else {
+        shaper.condemn(offset, wrong);
+    }
+    Ok(())
+}
+
+/// Looks at closed topics anew, if that is due; those against which nothing is known any more are tried.
+async fn review(config: &Config, shaper: &mut Shaper, producer: Option<&mut Producer>) {
+    let due = shaper.standings().due(Instant::now());
+    if due.is_empty() {
+        return;
+    }
+    let topics: Vec<_> = due.iter().map(|&index| shaper.topics()[index].clone()).collect();
+    // What is wrong with the whole connection the producer tells.
+    let Ok(found) = topics::look_at(config, topics).await else { return };
+    if let Some(producer) = producer {
+        for (&index, found) in due.iter().zip(&found) {
+            if found.wrong.is_none() {
+                producer.ask_for_topic(index, TOPIC_PATIENCE);
+            }
+        }
+    }
+    // They are closed, so none is waited for.
+    let _ = shaper.take_in(due.into_iter().zip(&found), Instant::now());
 }
 
 /// The producer has failed for good.

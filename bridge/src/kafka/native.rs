@@ -10,6 +10,7 @@
 
 #[cfg(test)]
 mod tests;
+mod transaction;
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -32,6 +33,8 @@ use tokio::sync::Notify;
 use crate::route::KafkaTopic;
 
 use super::headers::HeaderSink;
+
+pub(super) use transaction::{Call, CallError, Outcome, Transactor};
 
 /// The headers of one record, owned by librdkafka's allocator.
 #[derive(Debug)]

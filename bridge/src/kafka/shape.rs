@@ -201,6 +201,11 @@ impl Shaper {
         self.dead_letter
     }
 
+    /// What was not handed over, because it went into the file of dead letters, is on disk when this returns.
+    pub(super) fn sync(&mut self) -> Result<(), SinkError> {
+        self.dead.sync()
+    }
+
     /// Everything before `confirmed` is stored. `Err` if that is not so, because the file of dead letters cannot be
     /// written.
     pub(super) fn settle(&mut self, confirmed: Offset) -> Result<(), SinkError> {

@@ -34,7 +34,7 @@ const ADMIN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The last thing librdkafka complained about: says more than the time-out that follows from it.
 #[derive(Clone, Debug, Default)]
-struct LastWords(Arc<Mutex<Words>>);
+pub(super) struct LastWords(Arc<Mutex<Words>>);
 
 #[derive(Clone, Debug, Default)]
 struct Words {

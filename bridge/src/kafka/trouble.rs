@@ -66,7 +66,7 @@ pub(super) fn topic_detail(topic: &str, reason: &str, code: Code) -> String {
 }
 
 /// Whether nothing changes until somebody acts.
-fn needs_operator(code: Code) -> bool {
+pub(super) fn needs_operator(code: Code) -> bool {
     matches!(
         code,
         Code::Authentication

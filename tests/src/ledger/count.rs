@@ -9,40 +9,40 @@ use crate::support::device::Done;
 
 /// What one device was told.
 #[derive(Clone, Debug)]
-pub(super) struct Account {
+pub(crate) struct Account {
     /// The device in the topic.
-    pub(super) device: String,
+    pub(crate) device: String,
     /// The QoS it published with.
-    pub(super) qos: Qos,
+    pub(crate) qos: Qos,
     /// What it has done. It has finished: all it began is acknowledged.
-    pub(super) done: Done,
+    pub(crate) done: Done,
 }
 
 /// One record, row, publish or event at an output.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Delivery {
-    pub(super) device: String,
+pub(crate) struct Delivery {
+    pub(crate) device: String,
     /// The number that the device gave it.
-    pub(super) number: u64,
+    pub(crate) number: u64,
     /// The journal's offset it comes from.
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
 }
 
 /// The sums of one output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sums {
+pub(crate) struct Sums {
     /// Publishes acknowledged.
-    pub(super) acknowledged: u64,
+    pub(crate) acknowledged: u64,
     /// Publishes delivered, each counted once.
-    pub(super) delivered: u64,
+    pub(crate) delivered: u64,
     /// Publishes acknowledged and not delivered.
-    pub(super) lost: u64,
+    pub(crate) lost: u64,
     /// Journal entries beyond the first for one publish: the device sent it again because the acknowledgement was lost.
-    pub(super) sent_again: u64,
+    pub(crate) sent_again: u64,
     /// Deliveries beyond the first of one journal entry.
-    pub(super) duplicated: u64,
+    pub(crate) duplicated: u64,
     /// Publishes that came first behind one that their device sent later.
-    pub(super) out_of_order: u64,
+    pub(crate) out_of_order: u64,
 }
 
 impl AddAssign for Sums {
@@ -58,7 +58,7 @@ impl AddAssign for Sums {
 
 /// How often an output may have one journal entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Promise {
+pub(crate) enum Promise {
     /// Once or more often.
     AtLeastOnce,
     /// As was published.
@@ -78,7 +78,7 @@ impl Promise {
 }
 
 /// Compares, and fails with the first few differences, unless the books balance.
-pub(super) fn check(output: &str, promise: Promise, accounts: &[Account], deliveries: &[Delivery]) -> Sums {
+pub(crate) fn check(output: &str, promise: Promise, accounts: &[Account], deliveries: &[Delivery]) -> Sums {
     let (sums, wrong) = compare(promise, accounts, deliveries);
     let shown = &wrong[..wrong.len().min(20)];
     assert!(wrong.is_empty(), "{output}: {sums:?}; {} differences, such as {shown:#?}", wrong.len());

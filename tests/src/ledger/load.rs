@@ -16,18 +16,18 @@ use crate::support::{eventually, within};
 
 /// Half of them publish at QoS 1, half at QoS 2, and half of each speak MQTT 3.1.1.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Devices {
-    pub(super) count: usize,
+pub(crate) struct Devices {
+    pub(crate) count: usize,
     /// Publishes per second and device.
-    pub(super) pace: u32,
+    pub(crate) pace: u32,
 }
 
 impl Devices {
     /// Enough that every fault hits some publishes on their way, and that the outputs keep up.
-    pub(super) const USUAL: Self = Self { count: 16, pace: 100 };
+    pub(crate) const USUAL: Self = Self { count: 16, pace: 100 };
 
     /// All of them together.
-    pub(super) const fn per_second(self) -> u64 {
+    pub(crate) const fn per_second(self) -> u64 {
         self.count as u64 * self.pace as u64
     }
 }
@@ -39,7 +39,7 @@ fn payload(device: &str, number: u64) -> Vec<u8> {
 
 /// Devices that publish.
 #[derive(Debug)]
-pub(super) struct Load {
+pub(crate) struct Load {
     orders: watch::Sender<Order>,
     acknowledged: Arc<AtomicU64>,
     devices: Vec<(String, Qos, JoinHandle<Done>)>,
@@ -49,7 +49,7 @@ pub(super) struct Load {
 
 impl Load {
     /// Starts them; the names of all begin with `run`.
-    pub(super) fn start(address: SocketAddr, run: &str, devices: Devices) -> Self {
+    pub(crate) fn start(address: SocketAddr, run: &str, devices: Devices) -> Self {
         let (orders, order) = watch::channel(Order::Publish);
         let acknowledged = Arc::new(AtomicU64::new(0));
         let start = |index: usize| {
@@ -65,12 +65,12 @@ impl Load {
     }
 
     /// How many publishes were acknowledged so far.
-    pub(super) fn acknowledged(&self) -> u64 {
+    pub(crate) fn acknowledged(&self) -> u64 {
         self.acknowledged.load(Ordering::Relaxed)
     }
 
     /// Waits for that many acknowledgements more.
-    pub(super) async fn more_acknowledged(&self, count: u64) {
+    pub(crate) async fn more_acknowledged(&self, count: u64) {
         let goal = self.acknowledged() + count;
         eventually("more publishes are acknowledged", PATIENCE, async || {
             (self.acknowledged() >= goal).then_some(())
@@ -79,7 +79,7 @@ impl Load {
     }
 
     /// Lets every device end when all it has begun is acknowledged.
-    pub(super) async fn finish(self) -> Vec<Account> {
+    pub(crate) async fn finish(self) -> Vec<Account> {
         self.orders.send(Order::Finish).expect("the devices listen");
         let mut accounts = Vec::new();
         for (device, qos, task) in self.devices {
@@ -107,6 +107,6 @@ async fn last(address: SocketAddr, run: &str) -> Account {
 const LAST: &str = "_last";
 
 /// Whether `device` is the one whose publish comes last.
-pub(super) fn is_last(device: &str) -> bool {
+pub(crate) fn is_last(device: &str) -> bool {
     device.ends_with(LAST)
 }

@@ -33,7 +33,7 @@ fn parse_bytes(payload: &[u8]) -> (String, u64) {
 }
 
 /// Everything in the Kafka topic, each partition in its order.
-pub(super) async fn kafka(bootstrap_servers: &str, topic: &str, journal: &str) -> Vec<Delivery> {
+pub(crate) async fn kafka(bootstrap_servers: &str, topic: &str, journal: &str) -> Vec<Delivery> {
     let mut topic = Topic::open(bootstrap_servers, topic).await;
     topic.read_to_end(PATIENCE).await;
     let delivery = |record: &Consumed| {

@@ -1,10 +1,12 @@
 //! A Kafka consumer that reads a topic from its beginning, and remembers everything.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, StreamConsumer};
+use rdkafka::error::KafkaError;
 use rdkafka::message::{Headers as _, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -80,6 +82,13 @@ pub(crate) async fn partitions(
     .await
 }
 
+/// What a topic has next.
+enum Read<'a> {
+    Record(&'a Consumed),
+    /// There is no more in this partition now.
+    End(usize),
+}
+
 /// Reads all partitions of one topic.
 pub(crate) struct Topic {
     name: String,
@@ -110,6 +119,7 @@ impl Topic {
             .set("group.id", unique("reader"))
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "earliest")
+            .set("enable.partition.eof", "true")
             .set("isolation.level", "read_committed")
             .extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let consumer: StreamConsumer = config.create().expect("the consumer's configuration is valid");
@@ -120,29 +130,22 @@ impl Topic {
             (partitions > 0).then_some(partitions)
         })
         .await;
-        let mut assignment = TopicPartitionList::new();
-        for partition in 0..partitions {
-            let partition = i32::try_from(partition).expect("Kafka counts partitions in i32");
-            assignment.add_partition_offset(name, partition, Offset::Beginning).expect("the offset is valid");
-        }
-        consumer.assign(&assignment).expect("the partitions exist");
-        Self { name: name.to_owned(), consumer, next: vec![0; partitions], records: Vec::new() }
+        let topic = Self { name: name.to_owned(), consumer, next: vec![0; partitions], records: Vec::new() };
+        topic.assign();
+        topic
     }
 
-    /// Reads everything that the topic holds now.
+    /// Reads everything that the topic holds now and is committed.
     pub(crate) async fn read_to_end(&mut self, patience: Duration) {
-        let mut ends = Vec::new();
-        for partition in 0..self.next.len() {
-            let partition = i32::try_from(partition).expect("Kafka counts partitions in i32");
-            let (_, end) = eventually("Kafka tells where a partition ends", PATIENCE, async || {
-                self.consumer.fetch_watermarks(&self.name, partition, ANSWER_PATIENCE).ok()
-            })
-            .await;
-            ends.push(end);
-        }
+        // Assigned anew, each partition says once more where it ends: the marks behind transactions take offsets too, so
+        // the end is not known from the last record.
+        self.assign();
         let deadline = tokio::time::Instant::now() + patience;
-        while self.next.iter().zip(&ends).any(|(next, end)| next < end) {
-            self.read(deadline).await;
+        let mut left: HashSet<usize> = (0..self.next.len()).collect();
+        while !left.is_empty() {
+            if let Read::End(partition) = self.read(deadline).await {
+                left.remove(&partition);
+            }
         }
     }
 
@@ -156,16 +159,31 @@ impl Topic {
         let deadline = tokio::time::Instant::now() + patience;
         let mut found = self.records.iter().filter(|record| wanted(record)).count();
         while found < count {
-            found += usize::from(wanted(self.read(deadline).await));
+            if let Read::Record(record) = self.read(deadline).await {
+                found += usize::from(wanted(record));
+            }
         }
         self.records.iter().filter(|record| wanted(record)).cloned().collect()
     }
 
-    /// Reads one record more.
-    async fn read(&mut self, deadline: tokio::time::Instant) -> &Consumed {
+    /// Goes on reading where it is.
+    fn assign(&self) {
+        let mut assignment = TopicPartitionList::new();
+        for (partition, next) in (0..).zip(&self.next) {
+            let next = Offset::Offset(*next);
+            assignment.add_partition_offset(&self.name, partition, next).expect("the offset is valid");
+        }
+        self.consumer.assign(&assignment).expect("the partitions exist");
+    }
+
+    /// Reads one record more, or the end of a partition.
+    async fn read(&mut self, deadline: tokio::time::Instant) -> Read<'_> {
         let message = loop {
             match tokio::time::timeout_at(deadline, self.consumer.recv()).await {
                 Ok(Ok(message)) => break message,
+                Ok(Err(KafkaError::PartitionEOF(partition))) => {
+                    return Read::End(usize::try_from(partition).expect("partitions are counted from 0"));
+                }
                 // The consumer connects again by itself; what it reports meanwhile is no end.
                 Ok(Err(_)) => {}
                 Err(_) => panic!(
@@ -191,6 +209,6 @@ impl Topic {
             value: Bytes::copy_from_slice(message.payload().unwrap_or_default()),
             headers,
         });
-        self.records.last().expect("one was just added")
+        Read::Record(self.records.last().expect("one was just added"))
     }
 }

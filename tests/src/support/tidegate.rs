@@ -105,6 +105,11 @@ impl Tidegate {
         self.child.as_ref().expect("it runs").id()
     }
 
+    /// Sets a variable from the next start on.
+    pub(crate) fn set(&mut self, variable: &str, value: &str) {
+        self.settings.variables.push((variable.to_owned(), value.to_owned()));
+    }
+
     /// Leaves a variable out from the next start on.
     pub(crate) fn unset(&mut self, variable: &str) {
         self.settings.variables.retain(|(name, _)| name != variable);

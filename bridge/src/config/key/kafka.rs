@@ -70,6 +70,37 @@ pub(super) const KEYS: &[Key] = &[
          -value, if it is not said). A topic that no route matches is not carried."
     ),
     key!(
+        "kafka.exactly_once",
+        kafka.exactly_once,
+        Switch,
+        "Whether each record is stored once, also over crashes, by transactions; else at least once. Consumers have to \
+         set isolation.level=read_committed, and see a record once its transaction is committed."
+    ),
+    key!(
+        "kafka.transactional_id",
+        kafka.transactional_id,
+        Text,
+        "Who this appliance is to the brokers' transactions. Of two that run under one name the later stops the earlier, \
+         which then delivers nothing until it is restarted. Empty: client_id and the id of the journal, so that who \
+         moves the data folder moves the name."
+    )
+    .sample("\"plant-7\""),
+    key!(
+        "kafka.cursor_topic",
+        kafka.cursor_topic,
+        Text,
+        "Where each transaction says how far the journal has come. It is created with cleanup.policy=compact; several \
+         appliances may share it. Where the brokers check rights this client needs Read and Write there, and Describe \
+         and Write on the transactional id."
+    ),
+    key!(
+        "kafka.transaction_interval",
+        kafka.transaction_interval_ms,
+        Millis(Period { min: Duration::from_millis(1), max: Duration::from_secs(10) }),
+        "How long a transaction is open. Shorter is seen earlier, longer costs less; a transaction is committed earlier \
+         if it has 16 MiB."
+    ),
+    key!(
         "kafka.compression",
         kafka.compression,
         Text,
