@@ -26,6 +26,7 @@ mod offline;
 mod postgres;
 mod real_input;
 mod retention;
+mod schema_registry;
 mod shared;
 mod simulation;
 mod storm;

@@ -115,6 +115,12 @@ impl Tidegate {
         self.settings.variables.retain(|(name, _)| name != variable);
     }
 
+    /// Sets a variable from the next start on.
+    pub(crate) fn also(&mut self, variable: &str, value: &str) {
+        self.unset(variable);
+        self.settings.variables.push((variable.to_owned(), value.to_owned()));
+    }
+
     /// Starts the program, and does not wait. It must not run.
     pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none(), "it runs already");
