@@ -28,6 +28,7 @@ use tokio::runtime::Runtime;
 use crate::config::{Config, period};
 use crate::gateway::{self, Gateway, Wiring};
 use crate::health::{Part, State};
+use crate::kafka::KafkaConsumer;
 
 use access_files::AccessFiles;
 use journal_watch::JournalWatch;
@@ -177,6 +178,7 @@ struct Appliance {
     /// For MQTT and for HTTP.
     certificates: Vec<Arc<Certificates>>,
     server: Server,
+    consumer: Option<KafkaConsumer>,
     sinks: Sinks,
     gateway: Gateway,
 }
@@ -216,6 +218,7 @@ impl Appliance {
         mqtt.set(State::Up, None);
 
         let sinks = Sinks::start(config, &journal)?;
+        let consumer = consumer(config, &journal, &server, runtime)?;
         let wiring = Wiring {
             journal: journal.clone(),
             publisher: Arc::new(server.handle()),
@@ -223,12 +226,16 @@ impl Appliance {
             mqtt: Some(gateway::Mqtt { handle: server.handle(), listening: server.listening().to_vec() }),
             access: Arc::clone(&access),
             operator_token: Some(operator_token),
-            parts: gateway::Parts { mqtt, sinks: sinks.parts() },
+            parts: gateway::Parts {
+                mqtt,
+                sinks: sinks.parts(),
+                sources: consumer.iter().map(KafkaConsumer::part).collect(),
+            },
             metrics: Some(metrics),
         };
         let gateway = runtime.block_on(gateway::start(config.http.clone(), wiring))?;
         tell_of_few_files(config, open_files);
-        Ok(Self { journal, watch, access_files, certificates, server, sinks, gateway })
+        Ok(Self { journal, watch, access_files, certificates, server, consumer, sinks, gateway })
     }
 
     fn announce(&self, config: &Config) {
@@ -253,12 +260,31 @@ impl Appliance {
     fn drain(self, timeout: Duration, runtime: &Runtime) {
         let deadline = Instant::now() + timeout;
         signals::end_after(timeout + Duration::from_secs(1));
+        if let Some(consumer) = self.consumer {
+            consumer.drain(Instant::now() + timeout / 4);
+        }
         self.server.drain(timeout / 2);
         self.sinks.drain(deadline - timeout / 10);
         runtime.block_on(self.gateway.drain(deadline.saturating_duration_since(Instant::now())));
         self.watch.stop();
         self.journal.close();
     }
+}
+
+/// What consumes from Kafka, if anything is to be consumed; Kafka may be away.
+fn consumer(
+    config: &Config,
+    journal: &Journal,
+    server: &Server,
+    runtime: &Runtime,
+) -> Result<Option<KafkaConsumer>, StartError> {
+    if !config.kafka.is_on() || !config.kafka.consume.is_on() {
+        return Ok(None);
+    }
+    let started = KafkaConsumer::start(&config.kafka, journal.id(), server.handle(), runtime.handle());
+    started
+        .map(Some)
+        .map_err(|error| StartError::Internal { part: "the Kafka consumer", error: error.to_string() })
 }
 
 impl From<server::StartError> for StartError {

@@ -7,6 +7,7 @@ mod access;
 mod agent;
 mod appliance;
 mod bad_input;
+mod commands;
 mod conformance;
 mod conservation;
 mod descriptors;

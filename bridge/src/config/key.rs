@@ -106,6 +106,7 @@ macro_rules! key {
 }
 
 mod kafka;
+mod kafka_consume;
 mod postgres;
 
 const MOMENT: Duration = Duration::from_millis(10);
@@ -115,7 +116,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// Every key, in the order of the example file; keys of one section stand together.
 pub(super) fn keys() -> impl Iterator<Item = &'static Key> {
-    [FIRST, kafka::KEYS, postgres::KEYS, LOG].into_iter().flatten()
+    [FIRST, kafka::KEYS, kafka_consume::KEYS, postgres::KEYS, LOG].into_iter().flatten()
 }
 
 /// Everything before the section `[kafka]`.

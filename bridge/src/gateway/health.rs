@@ -121,7 +121,8 @@ impl App {
     }
 
     fn overall(&self, journal: &journal::Status) -> Status {
-        let sinks = self.parts.sinks.iter().map(|part| sink_status(part.report().state));
+        let others = self.parts.sinks.iter().chain(&self.parts.sources);
+        let sinks = others.map(|part| sink_status(part.report().state));
         let mqtt = mqtt_status(self.parts.mqtt.report().state);
         sinks.chain([mqtt, JournalState::of(journal).status()]).max().unwrap_or(Status::Healthy)
     }
@@ -143,8 +144,7 @@ pub(super) async fn health(State(app): State<Arc<App>>, Extension(caller): Exten
 }
 
 fn add_details(app: &App, journal: &journal::Status, body: &mut Map<String, Value>) {
-    let parts = std::iter::once(&app.parts.mqtt).chain(&app.parts.sinks);
-    let connected = parts.filter(|part| match part.report().state {
+    let connected = app.parts.all().filter(|part| match part.report().state {
         PartState::Up | PartState::Degraded => true,
         PartState::Starting | PartState::Down | PartState::Failed => false,
     });
@@ -160,6 +160,8 @@ fn add_details(app: &App, journal: &journal::Status, body: &mut Map<String, Valu
     body.insert("listeners".into(), listeners(app));
     let sinks = app.parts.sinks.iter().map(part_details).collect::<Vec<_>>();
     body.insert("sinks".into(), sinks.into());
+    let sources = app.parts.sources.iter().map(part_details).collect::<Vec<_>>();
+    body.insert("sources".into(), sources.into());
     body.insert("outputs".into(), outputs(app));
     body.insert(
         "gateway".into(),

@@ -204,7 +204,7 @@ fn journal(app: &App, out: &mut Exposition) {
 fn parts(app: &App, out: &mut Exposition) {
     use Type::{Counter, Gauge};
     let reports: Vec<_> =
-        std::iter::once(&app.parts.mqtt).chain(&app.parts.sinks).map(|part| (part.name(), part.report())).collect();
+        app.parts.all().map(|part| (part.name(), part.report())).collect();
     let up: Vec<_> = reports.iter()
         .map(|(name, report)| (Some(("part", *name)), u64::from(report.state == crate::health::State::Up)))
         .collect();

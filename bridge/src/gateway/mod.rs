@@ -201,6 +201,15 @@ pub struct Parts {
     pub mqtt: Part,
     /// Each sink.
     pub sinks: Vec<Part>,
+    /// Whatever else publishes are taken from.
+    pub sources: Vec<Part>,
+}
+
+impl Parts {
+    /// All of them.
+    fn all(&self) -> impl Iterator<Item = &Part> {
+        std::iter::once(&self.mqtt).chain(&self.sinks).chain(&self.sources)
+    }
 }
 
 /// What the gateway is connected to.

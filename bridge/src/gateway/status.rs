@@ -35,7 +35,7 @@ impl App {
     /// What went wrong since the start: refused publishes, protocol errors, records a sink will never take.
     pub(super) fn error_count(&self) -> u64 {
         let stats = self.publisher.stats();
-        let rejected: u64 = self.parts.sinks.iter().map(|part| part.report().rejected).sum();
+        let rejected: u64 = self.parts.all().map(|part| part.report().rejected).sum();
         stats.publishes_refused.sum() + stats.protocol_errors_total + rejected
     }
 
@@ -44,7 +44,7 @@ impl App {
     }
 
     fn status(&self) -> Value {
-        let parts = std::iter::once(&self.parts.mqtt).chain(&self.parts.sinks);
+        let parts = self.parts.all();
         let mut bytes = 0;
         let topics = self.topics().into_iter().map(|(topic, _)| topic).take_while(|topic| {
             bytes += topic.len();

@@ -16,6 +16,7 @@ use crate::route::{HeaderStyle, RouteConfig, Routes, check_kafka_topic, default_
 use crate::secret;
 
 use super::avro::{self, RegistryConfig};
+use super::consume::ConsumeConfig;
 
 /// Kafka as a destination; off while `bootstrap_servers` is empty.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +61,8 @@ pub struct Config {
     pub routes: Vec<RouteConfig>,
     /// Where routes with an encoding have their schemas from.
     pub schema_registry: RegistryConfig,
+    /// What is consumed and published over MQTT.
+    pub consume: ConsumeConfig,
     /// Any other property of librdkafka, by its own name.
     pub properties: BTreeMap<String, String>,
     /// Properties of librdkafka, by name, with the file that holds the value. They stand above `properties`.
@@ -88,6 +91,7 @@ impl Default for Config {
             transaction_interval_ms: 100,
             routes: default_routes(),
             schema_registry: RegistryConfig::default(),
+            consume: ConsumeConfig::default(),
             properties: BTreeMap::new(),
             property_files: BTreeMap::new(),
         }
@@ -224,6 +228,7 @@ impl Config {
             mistakes.extend(wrong.err().map(|why| format!("kafka.dead_letter.topic: {why}")));
         }
         mistakes.extend(self.transaction_mistakes());
+        mistakes.extend(self.consume.mistakes(self));
         if self.source.is_empty() {
             mistakes.push("kafka.source: it cannot be empty, CloudEvents asks for a source".into());
         }

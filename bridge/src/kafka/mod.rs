@@ -14,6 +14,7 @@
 
 pub mod avro;
 mod config;
+mod consume;
 mod dead_letter;
 mod exactly_once;
 mod headers;
@@ -38,6 +39,7 @@ use crate::pump::{Sink, SinkError};
 
 pub use crate::route::HeaderStyle;
 pub use config::{Config, DeadLetterConfig, TopicsConfig};
+pub use consume::{ConsumeConfig, ConsumedTopic, KafkaConsumer, Start};
 pub use exactly_once::ExactlyOnceSink;
 
 use dead_letter::Wrong;

@@ -18,6 +18,7 @@ use crate::route::{Destination, HeaderStyle, KafkaTopic, Routes};
 
 use super::avro::Catalog;
 use super::config::Config;
+use super::consume::came_from;
 use super::dead_letter::{DeadLetters, Wrong};
 use super::headers::{HeaderSink as _, HeaderWriter};
 use super::native::{Headers, Outgoing, Value};
@@ -51,6 +52,7 @@ pub(super) struct Shaper {
     catalog: Option<Arc<Catalog>>,
     record_bytes_max: u32,
     unrouted: metrics::Counter,
+    returning: metrics::Counter,
 }
 
 impl Shaper {
@@ -65,6 +67,7 @@ impl Shaper {
         });
         let patience = Duration::from_millis(config.dead_letter.patience_ms.into());
         let unrouted = metrics::counter!("tidegate_sink_unrouted_total", "sink" => part.name());
+        let returning = metrics::counter!("tidegate_sink_returning_total", "sink" => part.name());
         Ok(Self {
             routes,
             standings: Standings::new(&topics, config.record_bytes_max, dead_letter, patience),
@@ -76,6 +79,7 @@ impl Shaper {
             catalog: Catalog::new(&config.schema_registry, &config.routes),
             record_bytes_max: config.record_bytes_max,
             unrouted,
+            returning,
         })
     }
 
@@ -140,6 +144,11 @@ impl Shaper {
             self.unrouted.increment(1);
             return None;
         };
+        let from_kafka = came_from(record.client, record.packet_id);
+        if from_kafka.is_some_and(|topic| topic == self.topics[destination.topic].name) {
+            self.returning.increment(1);
+            return None;
+        }
         if let Some((wrong, to_file)) = self.dead.condemned(offset) {
             return self.bury(offset, record, destination, wrong, to_file);
         }
@@ -151,7 +160,11 @@ impl Shaper {
             Err(wrong) => return self.bury(offset, record, destination, wrong, false),
         };
         let topic = destination.topic;
-        let style = self.styles[destination.route];
+        let style = match self.styles[destination.route] {
+            // Whatever else is wanted, a record that can come back has to say where it was.
+            HeaderStyle::None if from_kafka.is_some() => HeaderStyle::Minimal,
+            style @ (HeaderStyle::CloudEvents | HeaderStyle::Minimal | HeaderStyle::None) => style,
+        };
         let headers = (style != HeaderStyle::None).then(|| self.headers_of(style, offset, record));
         let key = destination.key.clone().map(bytes);
         let outgoing = Outgoing { topic, key, value, headers };

@@ -158,7 +158,7 @@ impl Stage {
             publisher: Arc::clone(&publisher) as Arc<dyn Publish>,
             access: Arc::new(setting.access),
             operator_token: setting.token,
-            parts: Parts { mqtt: mqtt.clone(), sinks: setting.sinks },
+            parts: Parts { mqtt: mqtt.clone(), sinks: setting.sinks, sources: Vec::new() },
             metrics: None,
         };
         let gateway = gateway::start(setting.config, wiring).await.unwrap();

@@ -270,7 +270,7 @@ async fn a_drain_ends_streams_and_a_busy_port_is_one_clear_error() {
         publisher: Arc::clone(&stage.publisher) as Arc<dyn tidegate::gateway::Publish>,
         access: Arc::default(),
         operator_token: None,
-        parts: tidegate::gateway::Parts { mqtt: stage.mqtt.clone(), sinks: Vec::new() },
+        parts: tidegate::gateway::Parts { mqtt: stage.mqtt.clone(), sinks: Vec::new(), sources: Vec::new() },
         metrics: None,
     };
     let error = tidegate::gateway::start(config, wiring).await.unwrap_err().to_string();
