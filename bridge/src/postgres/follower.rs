@@ -277,20 +277,40 @@ impl Writer {
 
     /// Adds `minutes`, and moves the cursor to `end`, both or neither.
     async fn write(&mut self, minutes: Buckets, end: Offset) -> Result<(), SinkError> {
-        self.begin(end).await?;
         let hours = minutes.hours();
         let (new, others) = self.newest.split(minutes);
-        if self.insert(&new).await? {
-            self.add(&self.statements.per_minute, &others).await?;
-        } else {
+        if !self.attempt(&new, &others, &hours, end).await? {
+            self.connection.simple(DOING, "ROLLBACK").await?;
             self.newest.give_up();
-            // In one statement, so that the order of all of them is the same everywhere.
-            self.add(&self.statements.per_minute, &Buckets::merged(vec![new, others])).await?;
+            // In one statement, so that the order of all of them is the same everywhere, and nobody waits in a circle.
+            let all = Buckets::merged(vec![new, others]);
+            if !self.attempt(&Buckets::default(), &all, &hours, end).await? {
+                return Err(SinkError::Retry(
+                    "another appliance writes the same rollups in PostgreSQL at this moment".to_owned(),
+                ));
+            }
         }
-        self.add(&self.statements.per_hour, &hours).await?;
-        self.connection.simple(DOING, "COMMIT").await?;
         self.position = end;
         Ok(())
+    }
+
+    /// Writes it all in one transaction; `false` if somebody else is in the way, and then it has to be rolled back.
+    async fn attempt(
+        &self,
+        new: &Buckets,
+        others: &Buckets,
+        hours: &Buckets,
+        end: Offset,
+    ) -> Result<bool, SinkError> {
+        self.begin(end).await?;
+        let Statements { new_minutes, per_minute, per_hour } = &self.statements;
+        for (statement, buckets) in [(new_minutes, new), (per_minute, others), (per_hour, hours)] {
+            if !self.add(statement, buckets).await? {
+                return Ok(false);
+            }
+        }
+        self.connection.simple(DOING, "COMMIT").await?;
+        Ok(true)
     }
 
     async fn begin(&self, end: Offset) -> Result<(), SinkError> {
@@ -309,33 +329,25 @@ impl Writer {
         )))
     }
 
-    /// Adds minutes that are new; `false`, and none of them, if one is not.
-    async fn insert(&self, new: &Buckets) -> Result<bool, SinkError> {
-        if new.is_empty() {
+    /// `false` if a bucket that was to be new is there, or two appliances wait for each other's.
+    async fn add(&self, statement: &Statement, buckets: &Buckets) -> Result<bool, SinkError> {
+        if buckets.is_empty() {
             return Ok(true);
         }
-        self.connection.simple(DOING, "SAVEPOINT new").await?;
-        let columns = new.columns();
+        let columns = buckets.columns();
         let parameters = columns.parameters();
-        let inserting = self.connection.client.execute(&self.statements.new_minutes, &parameters);
-        match self.connection.deadline(DOING, inserting).await? {
+        let adding = self.connection.client.execute(statement, &parameters);
+        match self.connection.deadline(DOING, adding).await? {
             Ok(_) => Ok(true),
-            Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
-                self.connection.simple(DOING, "ROLLBACK TO new").await?;
+            Err(error)
+                if error.code().is_some_and(|code| {
+                    [SqlState::UNIQUE_VIOLATION, SqlState::T_R_DEADLOCK_DETECTED].contains(code)
+                }) =>
+            {
                 Ok(false)
             }
             Err(error) => Err(sink_error(&error, DOING, &self.connection.place)),
         }
-    }
-
-    async fn add(&self, statement: &Statement, buckets: &Buckets) -> Result<(), SinkError> {
-        if buckets.is_empty() {
-            return Ok(());
-        }
-        let columns = buckets.columns();
-        let parameters = columns.parameters();
-        let added = self.connection.client.execute(statement, &parameters);
-        self.connection.within(DOING, added).await.map(|_| ())
     }
 }
 
