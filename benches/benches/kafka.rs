@@ -1,4 +1,5 @@
-//! Side by side into one real Kafka: a bare rdkafka producer, which copies, and tidegate's sink, which does not.
+//! Side by side into one real Kafka: a bare rdkafka producer, which copies, and tidegate's sinks, which do not: at least
+//! once, and exactly once by transactions.
 //!
 //! Both send the same records, with and without the same headers, in turn, in one process; printed are records per
 //! second, this process's CPU seconds and allocations (those of Rust; librdkafka's own are the same for both), and the
@@ -17,8 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tidegate::health::Part;
-use tidegate::kafka::{Config, HeaderStyle, KafkaSink};
-use tidegate::pump;
+use tidegate::kafka::{Config, ExactlyOnceSink, HeaderStyle, KafkaSink};
+use tidegate::pump::{self, Sink};
 use tidegate_benches::kafka::{self, Bare};
 use tidegate_benches::peer::process_cpu_time;
 use tidegate_broker::journal::{FileStorage, FullPolicy, Journal, Options, StartAt, SyncPolicy};
@@ -124,15 +125,32 @@ fn journal(folder: &std::path::Path) -> Journal {
     journal
 }
 
-fn tidegate(servers: &str, topic: &str, journal: &Journal, headers: HeaderStyle, cursor: &str) {
+fn config(servers: &str, topic: &str, headers: HeaderStyle) -> Config {
     let mut config = Config { bootstrap_servers: servers.into(), headers, ..Config::default() };
     for route in &mut config.routes {
         route.topic = topic.into();
     }
     config.properties.extend(properties());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    config
+}
+
+fn at_least_once(config: &Config, journal: &Journal, cursor: &str) {
     let part = Part::new("kafka");
-    let sink = KafkaSink::new(&config, journal.id(), part.clone()).unwrap();
+    let sink = KafkaSink::new(config, journal.id(), part.clone()).unwrap();
+    carry(sink, part, journal, cursor);
+}
+
+fn exactly_once(config: &Config, journal: &Journal, cursor: &str) {
+    // A cursor topic of its own: each round begins at the beginning.
+    let config =
+        Config { cursor_topic: format!("bench-cursors-{}-{cursor}", std::process::id()), ..config.clone() };
+    let part = Part::new("kafka");
+    let sink = ExactlyOnceSink::new(&config, journal.id(), part.clone()).unwrap();
+    carry(sink, part, journal, cursor);
+}
+
+fn carry(sink: impl Sink, part: Part, journal: &Journal, cursor: &str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let cursor = journal.cursor(cursor, StartAt::Oldest).unwrap();
     let (drain, signal) = watch::channel(None);
     runtime.block_on(async {
@@ -161,20 +179,25 @@ fn main() {
     for round in 0..ROUNDS {
         // The first of all also creates the topic, which is why tidegate begins.
         let run = |headers, name| {
-            measure(|| tidegate(&servers, &topic, &journal, headers, &format!("{name}-{round}")))
+            let config = config(&servers, &topic, headers);
+            measure(|| at_least_once(&config, &journal, &format!("{name}-{round}")))
         };
         let ours_full = run(HeaderStyle::CloudEvents, "full");
         let bare_full = measure(|| bare(&servers, &topic, true));
         let ours_plain = run(HeaderStyle::None, "plain");
         let bare_plain = measure(|| bare(&servers, &topic, false));
+        let config = config(&servers, &topic, HeaderStyle::CloudEvents);
+        let ours_once = measure(|| exactly_once(&config, &journal, &format!("once-{round}")));
         show("tidegate, CloudEvents headers", ours_full);
+        show("the same, exactly once", ours_once);
         show("bare rdkafka, the same headers", bare_full);
         show("tidegate, no headers", ours_plain);
         show("bare rdkafka, no headers", bare_plain);
         println!(
-            "ratio of records/s: {:.2} with headers, {:.2} without\n",
+            "ratio of records/s: {:.2} with headers, {:.2} without; exactly once {:.2} of at least once\n",
             bare_full.seconds / ours_full.seconds,
-            bare_plain.seconds / ours_plain.seconds
+            bare_plain.seconds / ours_plain.seconds,
+            ours_full.seconds / ours_once.seconds
         );
     }
 }
