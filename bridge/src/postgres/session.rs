@@ -139,10 +139,14 @@ impl Session {
              CREATE TEMP TABLE missing (LIKE \"{schema}\".readings) ON COMMIT DROP"
         );
         self.connection.simple("storing readings", &make).await?;
-        let copy = format!("COPY pg_temp.incoming ({columns}) FROM STDIN (FORMAT binary)");
-        let copy = self.connection.within("storing readings", self.connection.client.prepare(&copy)).await?;
-        let copied = self.copy(&copy, rows).await;
-        self.or_rollback(copied).await?;
+        // A group without rows has not even the head of a stream.
+        if !rows.is_empty() {
+            let copy = format!("COPY pg_temp.incoming ({columns}) FROM STDIN (FORMAT binary)");
+            let prepared = self.connection.client.prepare(&copy);
+            let copy = self.connection.within("storing readings", prepared).await?;
+            let copied = self.copy(&copy, rows).await;
+            self.or_rollback(copied).await?;
+        }
         let insert = format!(
             "WITH stored AS (INSERT INTO \"{schema}\".readings ({columns})
                 SELECT {columns} FROM pg_temp.incoming ON CONFLICT DO NOTHING RETURNING {columns})
