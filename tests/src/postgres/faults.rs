@@ -7,7 +7,7 @@ use std::time::Duration;
 use tidegate::health::Part;
 use tidegate::postgres::{Config, PostgresSink};
 use tidegate::pump::{Sink, SinkError};
-use tidegate_broker::record::Offset;
+use tidegate_broker::record::{BatchBuilder, Entry, Offset, Timestamp};
 
 use super::{JOURNAL, batch, config, deliver, numbered, sink};
 use crate::support::PATIENCE;
@@ -138,6 +138,22 @@ async fn a_cursor_that_was_set_back_changes_nothing() {
     database.query("DELETE FROM tidegate_internal.cursor", &[]).await;
     deliver(&mut sink, &batches).await;
     assert_once_each(&database, 1_000).await;
+}
+
+/// What is no record makes no row, and so no stream of rows that a server could take.
+#[tokio::test]
+async fn a_cursor_that_was_set_back_before_what_makes_no_rows_goes_on() {
+    let database = Database::create(services::postgres()).await;
+    let mut sink = sink(&database.url);
+    let mut batches = numbered(2, 100);
+    let mut builder = BatchBuilder::new(Offset(200), Timestamp(1), 0, 64);
+    builder.push(&Entry::Control(b"a session"));
+    batches.push(builder.finish(|_| {}).1);
+    deliver(&mut sink, &batches).await;
+    database.query("UPDATE tidegate_internal.cursor SET position = 200", &[]).await;
+    deliver(&mut sink, &batches).await;
+    assert_eq!(database.count("SELECT position FROM tidegate_internal.cursor").await, Some(201));
+    assert_once_each(&database, 200).await;
 }
 
 #[tokio::test]
