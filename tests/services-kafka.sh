@@ -8,10 +8,7 @@ LIBS="$SERVICES/kafka-libs"
 
 install_kafka() {
     [ -e "$LIBS/complete-$KAFKA_VERSION" ] && command -v java >/dev/null && return
-    local packages=()
-    command -v java >/dev/null || packages+=(default-jdk-headless)
-    command -v mvn >/dev/null || packages+=(maven)
-    [ ${#packages[@]} = 0 ] || apt_install "${packages[@]}"
+    install_java
 
     (
         flock 9
@@ -57,10 +54,7 @@ LOG
 install_apicurio() {
     local libs="$SERVICES/apicurio-libs"
     [ -e "$libs/complete-$APICURIO_VERSION" ] && command -v java >/dev/null && return
-    local packages=()
-    command -v java >/dev/null || packages+=(default-jdk-headless)
-    command -v mvn >/dev/null || packages+=(maven)
-    [ ${#packages[@]} = 0 ] || apt_install "${packages[@]}"
+    install_java
     (
         flock 9
         [ -e "$libs/complete-$APICURIO_VERSION" ] && exit
