@@ -21,10 +21,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate::health::Part;
 use tidegate::kafka::{Config, HeaderStyle, KafkaSink};
 use tidegate::pump;
+use tidegate_benches::filled;
 use tidegate_benches::kafka::{self, Bare};
 use tidegate_benches::peer::process_cpu_time;
-use tidegate_broker::journal::{FileStorage, FullPolicy, Journal, Options, StartAt, SyncPolicy};
-use tidegate_broker::record::{Append, Entry, Properties, Qos, Record, Timestamp};
+use tidegate_broker::journal::{Journal, StartAt};
+use tidegate_broker::record::{Properties, Qos, Record, Timestamp};
 use tidegate_broker::topic::TopicName;
 use tokio::sync::watch;
 
@@ -96,39 +97,22 @@ impl Row {
 }
 
 fn journal(folder: &Path, records: u64, payload_bytes: usize) -> Journal {
-    let options = Options {
-        segment_bytes: 64 << 20,
-        max_bytes: 4 << 30,
-        max_age: None,
-        full: FullPolicy::Refuse,
-        sync: SyncPolicy::Never,
-        tail_bytes: 1 << 20,
-        batch_bytes: 1 << 20,
-    };
-    let (journal, mut appender) = Journal::open(FileStorage::open(folder).unwrap(), options).unwrap();
     let payload = vec![b'.'; payload_bytes];
-    for number in 0..records {
-        let topic = format!("sensors/{}/temperature", kafka::device(number));
-        let record = Record {
-            time: Timestamp(1_753_626_600_000),
-            client: "gateway",
-            topic: TopicName::new(&topic).unwrap(),
-            properties: Properties::NONE,
-            payload: &payload,
-            qos: Qos::AtLeastOnce,
-            retain: false,
-            packet_id: 1,
-        };
-        appender.append(&Entry::Record(record)).unwrap();
-        if number % 100 == 0 {
-            appender.submit();
+    filled::journal(folder, |take| {
+        for number in 0..records {
+            let topic = format!("sensors/{}/temperature", kafka::device(number));
+            take(&Record {
+                time: Timestamp(1_753_626_600_000),
+                client: "gateway",
+                topic: TopicName::new(&topic).unwrap(),
+                properties: Properties::NONE,
+                payload: &payload,
+                qos: Qos::AtLeastOnce,
+                retain: false,
+                packet_id: 1,
+            });
         }
-    }
-    while journal.durable_end() < appender.end() {
-        appender.submit();
-        std::thread::yield_now();
-    }
-    journal
+    })
 }
 
 /// Carries what `journal` holds to `topic`, without headers.

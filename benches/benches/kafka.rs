@@ -20,10 +20,11 @@ use std::time::{Duration, Instant};
 use tidegate::health::Part;
 use tidegate::kafka::{Config, ExactlyOnceSink, HeaderStyle, KafkaSink};
 use tidegate::pump::{self, Sink};
+use tidegate_benches::filled;
 use tidegate_benches::kafka::{self, Bare};
 use tidegate_benches::peer::process_cpu_time;
-use tidegate_broker::journal::{FileStorage, FullPolicy, Journal, Options, StartAt, SyncPolicy};
-use tidegate_broker::record::{Append, Entry, Properties, Qos, Record, Timestamp};
+use tidegate_broker::journal::{Journal, StartAt};
+use tidegate_broker::record::{Properties, Qos, Record, Timestamp};
 use tidegate_broker::topic::TopicName;
 use tokio::sync::watch;
 
@@ -91,38 +92,21 @@ fn bare(servers: &str, topic: &str, with_headers: bool) {
 }
 
 fn journal(folder: &std::path::Path) -> Journal {
-    let options = Options {
-        segment_bytes: 64 << 20,
-        max_bytes: 4 << 30,
-        max_age: None,
-        full: FullPolicy::Refuse,
-        sync: SyncPolicy::Never,
-        tail_bytes: 1 << 20,
-        batch_bytes: 1 << 20,
-    };
-    let (journal, mut appender) = Journal::open(FileStorage::open(folder).unwrap(), options).unwrap();
-    for number in 0..RECORDS {
-        let topic = format!("sensors/{}/temperature", kafka::device(number));
-        let record = Record {
-            time: Timestamp(1_753_626_600_000),
-            client: CLIENT,
-            topic: TopicName::new(&topic).unwrap(),
-            properties: Properties::NONE,
-            payload: &PAYLOAD,
-            qos: Qos::AtLeastOnce,
-            retain: false,
-            packet_id: 1,
-        };
-        appender.append(&Entry::Record(record)).unwrap();
-        if number % 5_000 == 0 {
-            appender.submit();
+    filled::journal(folder, |take| {
+        for number in 0..RECORDS {
+            let topic = format!("sensors/{}/temperature", kafka::device(number));
+            take(&Record {
+                time: Timestamp(1_753_626_600_000),
+                client: CLIENT,
+                topic: TopicName::new(&topic).unwrap(),
+                properties: Properties::NONE,
+                payload: &PAYLOAD,
+                qos: Qos::AtLeastOnce,
+                retain: false,
+                packet_id: 1,
+            });
         }
-    }
-    while journal.durable_end() < appender.end() {
-        appender.submit();
-        std::thread::yield_now();
-    }
-    journal
+    })
 }
 
 fn config(servers: &str, topic: &str, headers: HeaderStyle) -> Config {

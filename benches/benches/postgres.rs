@@ -22,8 +22,9 @@ use tidegate::health::Part;
 use tidegate::postgres::copy::{COLUMNS, RowEncoder};
 use tidegate::postgres::{Config, PostgresSink};
 use tidegate::pump;
-use tidegate_broker::journal::{FileStorage, FullPolicy, Journal, Options, StartAt, SyncPolicy};
-use tidegate_broker::record::{Append, Entry, Offset, Properties, Qos, Record, Timestamp};
+use tidegate_benches::filled;
+use tidegate_broker::journal::{Journal, StartAt};
+use tidegate_broker::record::{Offset, Properties, Qos, Record, Timestamp};
 use tidegate_broker::topic::TopicName;
 use tokio::sync::watch;
 
@@ -74,27 +75,7 @@ impl Load {
     }
 
     fn journal(&self, folder: &Path) -> Journal {
-        let options = Options {
-            segment_bytes: 64 << 20,
-            max_bytes: 4 << 30,
-            max_age: None,
-            full: FullPolicy::Refuse,
-            sync: SyncPolicy::Never,
-            tail_bytes: 1 << 20,
-            batch_bytes: 1 << 20,
-        };
-        let (journal, mut appender) = Journal::open(FileStorage::open(folder).unwrap(), options).unwrap();
-        self.each(|number, record| {
-            appender.append(&Entry::Record(*record)).unwrap();
-            if number % 5_000 == 0 {
-                appender.submit();
-            }
-        });
-        while journal.durable_end() < appender.end() {
-            appender.submit();
-            std::thread::yield_now();
-        }
-        journal
+        filled::journal(folder, |take| self.each(|_, record| take(record)))
     }
 
     /// The rows as a file, as `COPY` takes them.

@@ -1,5 +1,5 @@
 //! What the side-by-side comparison is made of: the bytes a client sends ([`wire`]) and its connection ([`link`]),
-//! the loads ([`load`], [`crowd`], [`filler`]), the brokers as processes ([`peer`]), Kafka and a bare producer
+//! the loads ([`load`], [`crowd`], [`filler`]), a journal made before ([`filled`]), the brokers as processes ([`peer`]), Kafka and a bare producer
 //! ([`kafka`]) and the tables ([`report`]).
 //!
 //! The load generator shares the machine with the broker it measures, so it must be much cheaper than any of
@@ -7,6 +7,7 @@
 //! stages need none of this; they stand for themselves in `benches/`.
 
 pub mod crowd;
+pub mod filled;
 pub mod filler;
 pub mod kafka;
 pub mod link;
