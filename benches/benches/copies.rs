@@ -20,14 +20,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidegate::health::Part;
 use tidegate::kafka::{Config, HeaderStyle, KafkaSink};
-use tidegate::pump;
 use tidegate_benches::filled;
 use tidegate_benches::kafka::{self, Bare};
 use tidegate_benches::peer::process_cpu_time;
-use tidegate_broker::journal::{Journal, StartAt};
+use tidegate_broker::journal::Journal;
 use tidegate_broker::record::{Properties, Qos, Record, Timestamp};
 use tidegate_broker::topic::TopicName;
-use tokio::sync::watch;
 
 /// Bytes of a payload, and how many records have it.
 const SIZES: [(usize, u64); 5] =
@@ -123,19 +121,7 @@ fn tidegate(servers: &str, topic: &str, journal: &Journal) {
         route.topic = topic.into();
     }
     config.properties.extend(properties());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let part = Part::new("kafka");
     let sink = KafkaSink::new(&config, journal.id(), part.clone()).unwrap();
-    let cursor = journal.cursor("kafka", StartAt::Oldest).unwrap();
-    let (drain, signal) = watch::channel(None);
-    runtime.block_on(async {
-        let carried = pump::carry(journal, &cursor, sink, part, signal);
-        let done = async {
-            while cursor.position() < journal.durable_end() {
-                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-            }
-            drain.send_replace(Some(tokio::time::Instant::now()));
-        };
-        tokio::join!(carried, done);
-    });
+    filled::carry(sink, part, journal, "kafka");
 }

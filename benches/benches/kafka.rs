@@ -15,18 +15,16 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tidegate::health::Part;
 use tidegate::kafka::{Config, ExactlyOnceSink, HeaderStyle, KafkaSink};
-use tidegate::pump::{self, Sink};
 use tidegate_benches::filled;
 use tidegate_benches::kafka::{self, Bare};
 use tidegate_benches::peer::process_cpu_time;
-use tidegate_broker::journal::{Journal, StartAt};
+use tidegate_broker::journal::Journal;
 use tidegate_broker::record::{Properties, Qos, Record, Timestamp};
 use tidegate_broker::topic::TopicName;
-use tokio::sync::watch;
 
 const RECORDS: u64 = 500_000;
 const ROUNDS: usize = 3;
@@ -121,7 +119,7 @@ fn config(servers: &str, topic: &str, headers: HeaderStyle) -> Config {
 fn at_least_once(config: &Config, journal: &Journal, cursor: &str) {
     let part = Part::new("kafka");
     let sink = KafkaSink::new(config, journal.id(), part.clone()).unwrap();
-    carry(sink, part, journal, cursor);
+    filled::carry(sink, part, journal, cursor);
 }
 
 fn exactly_once(config: &Config, journal: &Journal, cursor: &str) {
@@ -130,23 +128,7 @@ fn exactly_once(config: &Config, journal: &Journal, cursor: &str) {
         Config { cursor_topic: format!("bench-cursors-{}-{cursor}", std::process::id()), ..config.clone() };
     let part = Part::new("kafka");
     let sink = ExactlyOnceSink::new(&config, journal.id(), part.clone()).unwrap();
-    carry(sink, part, journal, cursor);
-}
-
-fn carry(sink: impl Sink, part: Part, journal: &Journal, cursor: &str) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let cursor = journal.cursor(cursor, StartAt::Oldest).unwrap();
-    let (drain, signal) = watch::channel(None);
-    runtime.block_on(async {
-        let carried = pump::carry(journal, &cursor, sink, part, signal);
-        let done = async {
-            while cursor.position() < journal.durable_end() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            drain.send_replace(Some(tokio::time::Instant::now()));
-        };
-        tokio::join!(carried, done);
-    });
+    filled::carry(sink, part, journal, cursor);
 }
 
 fn main() {
