@@ -124,7 +124,8 @@ fn tidegate(url: &str, journal: &Journal, cursor: &str) -> (Duration, Duration) 
             }
             let stored = begun.elapsed();
             let end = journal.durable_end();
-            let is_level = format!("SELECT \"position\" >= {end} FROM tidegate_internal.rollup_cursor");
+            let is_level =
+                format!("SELECT least(minutes, hours) >= {end} FROM tidegate_internal.rollup_cursor");
             while psql(url, &is_level).trim() != "t" {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }

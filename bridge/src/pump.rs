@@ -77,6 +77,12 @@ pub trait Sink: Send {
     fn lost(&mut self) -> impl Future<Output = SinkError> + Send {
         std::future::pending()
     }
+
+    /// Finishes what no confirmation waits for. Called once, when it has drained; dropped when the deadline of the
+    /// drain has passed.
+    fn close(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 }
 
 /// How much may be written and not confirmed. When it is reached the pump reads no further: the rest is lag.

@@ -2,16 +2,21 @@
 //! given up.
 
 use std::future::Future;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::SinkExt;
 use tokio::task::JoinHandle;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, CopyInSink, Statement};
 
 use super::config::{Config, describe};
 use super::failure::{Place, sink_error, timed_out};
 use super::tls;
 use crate::pump::SinkError;
 
+/// `COPY` is sent in parts of about this size, so that the connection never holds a second copy of a whole group.
+pub(super) const PART_BYTES: usize = 256 << 10;
 /// What is added to the server's own timeout before the client gives up.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -74,6 +79,28 @@ impl Connection {
         exchange: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, SinkError> {
         self.deadline(doing, exchange).await?.map_err(|error| sink_error(&error, doing, &self.place))
+    }
+
+    /// Sends `parts` of a stream to a `COPY`.
+    pub(super) async fn copy(
+        &self,
+        doing: &str,
+        copy: &Statement,
+        parts: impl Iterator<Item = Bytes>,
+    ) -> Result<Result<(), tokio_postgres::Error>, SinkError> {
+        let stream = match self.deadline(doing, self.client.copy_in(copy)).await? {
+            Ok(stream) => stream,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut stream: Pin<&mut CopyInSink<Bytes>> = pin!(stream);
+        for part in parts {
+            // An error here only says that the server has answered already; `finish` tells what.
+            if self.deadline(doing, stream.send(part)).await?.is_err() {
+                break;
+            }
+        }
+        let finished = self.deadline(doing, stream.finish()).await?;
+        Ok(finished.map(|_| ()))
     }
 
     pub(super) async fn deadline<T>(

@@ -18,8 +18,8 @@ pub const COLUMNS: [&str; 14] = [
     "journal", "position", "item",
 ];
 
-const HEADER: &[u8; 19] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-const TRAILER: i16 = -1;
+pub(super) const HEADER: &[u8; 19] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+pub(super) const TRAILER: i16 = -1;
 const NULL: i32 = -1;
 /// 2000-01-01T00:00:00Z, where PostgreSQL counts from, in microseconds since 1970.
 const EPOCH_US: i64 = 946_684_800_000_000;
@@ -158,10 +158,7 @@ fn put_reading(buffer: &mut BytesMut, reading: &Reading<'_>) {
     put_text(buffer, reading.device);
     put_text(buffer, reading.metric);
     match reading.number {
-        Some(number) => {
-            buffer.put_i32(8);
-            buffer.put_f64(number);
-        }
+        Some(number) => put_f64(buffer, number),
         None => buffer.put_i32(NULL),
     }
     put_optional_text(buffer, reading.text);
@@ -183,9 +180,14 @@ fn put_reading(buffer: &mut BytesMut, reading: &Reading<'_>) {
     }
 }
 
-fn put_i64(buffer: &mut BytesMut, number: i64) {
+pub(super) fn put_i64(buffer: &mut BytesMut, number: i64) {
     buffer.put_i32(8);
     buffer.put_i64(number);
+}
+
+pub(super) fn put_f64(buffer: &mut BytesMut, number: f64) {
+    buffer.put_i32(8);
+    buffer.put_f64(number);
 }
 
 fn put_time(buffer: &mut BytesMut, micros: i64) {
@@ -206,7 +208,7 @@ fn put_optional_text(buffer: &mut BytesMut, text: Option<&str>) {
     }
 }
 
-fn put_text(buffer: &mut BytesMut, text: &str) {
+pub(super) fn put_text(buffer: &mut BytesMut, text: &str) {
     const REPLACEMENT: &[u8] = "\u{fffd}".as_bytes();
     let nuls = text.bytes().filter(|&byte| byte == 0).count();
     buffer.put_i32(length(text.len() + nuls * (REPLACEMENT.len() - 1)));

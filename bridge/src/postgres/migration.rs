@@ -20,10 +20,11 @@ struct Migration {
     sql: &'static str,
 }
 
-const MIGRATIONS: [Migration; 3] = [
+const MIGRATIONS: [Migration; 4] = [
     Migration { name: "readings", sql: include_str!("migrations/001_readings.sql") },
     Migration { name: "rollups", sql: include_str!("migrations/002_rollups.sql") },
     Migration { name: "rollup cursor", sql: include_str!("migrations/003_rollup_cursor.sql") },
+    Migration { name: "hours", sql: include_str!("migrations/004_hours.sql") },
 ];
 
 /// The version of the schema that this program works with.

@@ -7,9 +7,11 @@
 use std::collections::HashMap;
 use std::error::Error;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
+use super::connection::PART_BYTES;
+use super::copy::{HEADER, TRAILER, put_f64, put_i64, put_text};
 use super::reading::Reading;
 
 const MINUTE_US: i64 = 60_000_000;
@@ -192,6 +194,25 @@ impl Buckets {
         Self(hours)
     }
 
+    /// Parts of a binary `COPY` stream, for [`copy`].
+    pub(super) fn stream(&self) -> impl Iterator<Item = Bytes> {
+        let mut left = self.0.iter();
+        let mut buffer = BytesMut::from(&HEADER[..]);
+        let mut is_over = false;
+        std::iter::from_fn(move || {
+            while !is_over && buffer.len() < PART_BYTES {
+                match left.next() {
+                    Some((key, numbers)) => put_bucket(&mut buffer, key, numbers),
+                    None => {
+                        buffer.put_i16(TRAILER);
+                        is_over = true;
+                    }
+                }
+            }
+            (!buffer.is_empty()).then(|| buffer.split().freeze())
+        })
+    }
+
     /// One list per column, for [`upsert`].
     pub(super) fn columns(&self) -> Columns<'_> {
         let mut columns = Columns::default();
@@ -212,6 +233,25 @@ impl Buckets {
         }
         columns
     }
+}
+
+fn put_bucket(buffer: &mut BytesMut, key: &[u8], numbers: &Numbers) {
+    /// As many as [`COLUMNS`] names.
+    const FIELDS: i16 = 11;
+    let (names, time_us) = split(key);
+    let (device, metric) = texts(names);
+    buffer.put_i16(FIELDS);
+    for text in [device, metric] {
+        put_text(buffer, text);
+    }
+    put_i64(buffer, time_us);
+    put_i64(buffer, numbers.count);
+    for number in [numbers.min, numbers.max, numbers.sum, numbers.first] {
+        put_f64(buffer, number);
+    }
+    put_i64(buffer, numbers.first_us);
+    put_f64(buffer, numbers.last);
+    put_i64(buffer, numbers.last_us);
 }
 
 /// The names with their ends, and the time.
@@ -262,20 +302,20 @@ impl Columns<'_> {
     }
 }
 
-/// The statement that adds buckets to `table`, none of which is there.
-pub(super) fn insert(schema: &str, table: &str) -> String {
-    format!(
-        "INSERT INTO \"{schema}\".{table} AS had
-            (device, metric, \"time\", count, min, max, sum, first, first_time, last, last_time)
-        SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::float8[], $6::float8[],
-            $7::float8[], $8::float8[], $9::timestamptz[], $10::float8[], $11::timestamptz[])"
-    )
+/// The columns in which buckets are written.
+const COLUMNS: &str = "device, metric, \"time\", count, min, max, sum, first, first_time, last, last_time";
+
+/// The statement that adds [`Buckets::stream`] to `table`, which has none of them.
+pub(super) fn copy(schema: &str, table: &str) -> String {
+    format!("COPY \"{schema}\".{table} ({COLUMNS}) FROM STDIN (FORMAT binary)")
 }
 
-/// The statement that adds buckets to `table`, to what it has of them.
+/// The statement that adds [`Buckets::columns`] to `table`, to what it has of them.
 pub(super) fn upsert(schema: &str, internal: &str, table: &str) -> String {
     format!(
-        "{}
+        "INSERT INTO \"{schema}\".{table} AS had ({COLUMNS})
+        SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::float8[], $6::float8[],
+            $7::float8[], $8::float8[], $9::timestamptz[], $10::float8[], $11::timestamptz[])
         ON CONFLICT (device, metric, \"time\") DO UPDATE SET
             count = had.count + excluded.count,
             min = least(had.min, excluded.min),
@@ -284,8 +324,7 @@ pub(super) fn upsert(schema: &str, internal: &str, table: &str) -> String {
             first = CASE WHEN excluded.first_time < had.first_time THEN excluded.first ELSE had.first END,
             first_time = least(had.first_time, excluded.first_time),
             last = CASE WHEN excluded.last_time >= had.last_time THEN excluded.last ELSE had.last END,
-            last_time = greatest(had.last_time, excluded.last_time)",
-        insert(schema, table)
+            last_time = greatest(had.last_time, excluded.last_time)"
     )
 }
 

@@ -2,17 +2,14 @@
 //!
 //! Whether a commit that was cut off took place is read from the cursor by the next session, never guessed.
 
-use std::pin::pin;
-
 use bytes::Bytes;
-use futures_util::SinkExt;
 use tidegate_broker::journal::JournalId;
 use tidegate_broker::record::{Offset, Record};
-use tokio_postgres::{Client, CopyInSink, SimpleQueryMessage, Statement};
+use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 use tracing::{info, warn};
 
 use super::config::{Config, describe};
-use super::connection::Connection;
+use super::connection::{Connection, PART_BYTES};
 use super::copy::{COLUMNS, Rows};
 use super::failure::{StoreError, store_error, timed_out};
 use super::follower::{Follower, Room};
@@ -22,8 +19,6 @@ use super::series::{self, Changed, Series};
 use super::upkeep::Upkeep;
 use crate::pump::SinkError;
 
-/// `COPY` is sent in parts of this size, so that the connection never holds a second copy of a whole group.
-const PART_BYTES: usize = 256 << 10;
 /// The number by which rows know the journal: the same again, should the cursor's row ever be lost.
 pub(super) const fn journal_key(journal: JournalId) -> i64 {
     (journal.0 as u64 >> 1) as i64
@@ -74,6 +69,13 @@ impl Session {
         tokio::select! {
             error = self.connection.lost() => error,
             error = self.follower.lost() => error,
+        }
+    }
+
+    /// Waits for the rollups. What cannot be written now is made good by whoever connects next.
+    pub(super) async fn close(&mut self) {
+        if let Err(error) = self.follower.settled().await {
+            tracing::debug!("the rollups are left behind: {error}");
         }
     }
 
@@ -152,7 +154,7 @@ impl Session {
                 SELECT {columns} FROM pg_temp.incoming ON CONFLICT DO NOTHING RETURNING {columns})
              INSERT INTO pg_temp.missing ({columns}) SELECT {columns} FROM stored;
              SELECT \"{internal}\".add_rollups('pg_temp.missing');
-             UPDATE \"{internal}\".rollup_cursor SET \"position\" = greatest(\"position\", {end}), changed = now()
+             UPDATE \"{internal}\".rollup_cursor SET minutes = greatest(minutes, {end}), hours = greatest(hours, {end}), changed = now()
                 WHERE journal = {}",
             self.journal
         );
@@ -234,20 +236,10 @@ impl Session {
     }
 
     async fn copy(&self, copy: &Statement, mut rows: Bytes) -> Result<(), StoreError> {
-        let doing = "storing readings";
-        let stream = self.connection.deadline(doing, self.connection.client.copy_in(copy)).await?;
-        let stream: CopyInSink<Bytes> =
-            stream.map_err(|error| store_error(&error, &self.connection.place))?;
-        let mut stream = pin!(stream);
-        while !rows.is_empty() {
-            let part = rows.split_to(rows.len().min(PART_BYTES));
-            // An error here only says that the server has answered already; `finish` tells what.
-            if self.connection.deadline(doing, stream.send(part)).await?.is_err() {
-                break;
-            }
-        }
-        let finished = self.connection.deadline(doing, stream.finish()).await?;
-        finished.map(|_| ()).map_err(|error| store_error(&error, &self.connection.place))
+        let parts =
+            std::iter::from_fn(move || (!rows.is_empty()).then(|| rows.split_to(rows.len().min(PART_BYTES))));
+        let copied = self.connection.copy("storing readings", copy, parts).await?;
+        copied.map_err(|error| store_error(&error, &self.connection.place))
     }
 }
 

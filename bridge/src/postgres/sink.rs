@@ -42,7 +42,8 @@ pub struct PostgresSink {
 /// The task that owns the connection.
 #[derive(Debug)]
 struct Worker {
-    groups: mpsc::Sender<Group>,
+    /// Closed when no more will come.
+    groups: Option<mpsc::Sender<Group>>,
     outcomes: mpsc::Receiver<Result<Offset, SinkError>>,
     is_busy: bool,
     task: JoinHandle<()>,
@@ -94,7 +95,9 @@ impl PostgresSink {
         let group = Group { end, rows: self.encoder.take(), batches: std::mem::take(&mut self.open) };
         worker.is_busy = true;
         // There is room: only one group is ever under way. A closed channel means that the worker has told why.
-        let _ = worker.groups.try_send(group);
+        if let Some(groups) = &worker.groups {
+            let _ = groups.try_send(group);
+        }
         Ok(())
     }
 
@@ -147,7 +150,7 @@ impl Sink for PostgresSink {
             rejects: Rejects::new(self.part.clone()),
         };
         let task = tokio::spawn(store.run(incoming, outgoing));
-        self.worker = Some(Worker { groups, outcomes, is_busy: false, task });
+        self.worker = Some(Worker { groups: Some(groups), outcomes, is_busy: false, task });
         Ok(position)
     }
 
@@ -166,6 +169,14 @@ impl Sink for PostgresSink {
                 return Ok(end);
             }
             self.outcome().await?;
+        }
+    }
+
+    async fn close(&mut self) {
+        if let Some(mut worker) = self.worker.take() {
+            worker.groups = None;
+            // A task that has panicked is over as well.
+            let _ = (&mut worker.task).await;
         }
     }
 
@@ -206,7 +217,10 @@ impl Store {
                     continue;
                 }
             };
-            let Some(group) = group else { return };
+            let Some(group) = group else {
+                self.session.close().await;
+                return;
+            };
             let end = group.end;
             let outcome = self.store(group).await;
             let is_failed = outcome.is_err();

@@ -41,6 +41,9 @@ pub async fn carry<S: Sink>(journal: &Journal, cursor: &Cursor, mut sink: S, par
         cursor.advance(carrier.pump.confirmed());
     }
     carrier.finish();
+    let deadline = carrier.drain.borrow().unwrap_or_else(Instant::now);
+    // Nothing that was confirmed is cut off.
+    let _ = tokio::time::timeout_at(deadline, sink.close()).await;
 }
 
 struct Carrier<'a> {

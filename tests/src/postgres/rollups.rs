@@ -124,6 +124,77 @@ async fn rollups_count_once_through_killed_connections() {
     assert_exact(&database).await;
 }
 
+const BEHIND: &str = "SELECT c.position - least(r.minutes, r.hours) FROM tidegate_internal.cursor c
+    JOIN tidegate_internal.rollup_cursor r USING (journal)";
+
+/// So many devices that their hours are held back, each of which reports in one minute.
+fn crowd(minute: u64) -> Batch {
+    const DEVICES: u64 = 6_000;
+    let report = |device: u64| {
+        let value = (device + minute * 31) % 97;
+        let payload = format!(r#"{{"value":{value},"ts":{}}}"#, 981_194_400 + minute * 60);
+        (format!("sensors/d{device}/n"), payload)
+    };
+    batch(minute * DEVICES, &(0..DEVICES).map(report).collect::<Vec<_>>())
+}
+
+/// The process ends while minutes are written and their hours are not.
+#[tokio::test]
+async fn hours_that_were_held_back_are_made_good() {
+    let database = Database::create(services::postgres()).await;
+    let mut first = sink(&database.url);
+    let batches = [crowd(0), crowd(1), crowd(2)];
+    deliver(&mut first, &batches[..1]).await;
+    database.await_rollups().await;
+    database.query("BEGIN", &[]).await;
+    database.query("LOCK TABLE tidegate.readings_per_hour", &[]).await;
+    first.write(batches[1].clone()).await.unwrap();
+    assert_eq!(first.confirmed().await.unwrap(), batches[1].end());
+    let place = |unit: &str| format!("SELECT {unit} FROM tidegate_internal.rollup_cursor");
+    database.await_count(&place("minutes"), 12_000, crate::support::PATIENCE).await;
+    drop(first);
+    database.query("COMMIT", &[]).await;
+    assert_eq!(database.count(&place("hours")).await, Some(6_000));
+    let mut second = sink(&database.url);
+    second.connect().await.unwrap();
+    assert_exact(&database).await;
+    deliver(&mut second, &batches).await;
+    assert_exact(&database).await;
+}
+
+#[tokio::test]
+async fn a_drain_leaves_no_rollup_behind() {
+    let database = Database::create(services::postgres()).await;
+    let mut sink = sink(&database.url);
+    let batches = [crowd(0), crowd(1)];
+    deliver(&mut sink, &batches).await;
+    sink.close().await;
+    assert_eq!(database.count(BEHIND).await, Some(0));
+    assert_exact(&database).await;
+}
+
+/// The tables of a version in which both rollups had one place.
+#[tokio::test]
+async fn the_place_of_both_rollups_becomes_one_of_each() {
+    let database = Database::create(services::postgres()).await;
+    let mut first = sink(&database.url);
+    let batches = scattered(20, 100);
+    deliver(&mut first, &batches[..10]).await;
+    first.close().await;
+    for sql in [
+        "ALTER TABLE tidegate_internal.rollup_cursor DROP COLUMN hours",
+        "ALTER TABLE tidegate_internal.rollup_cursor RENAME COLUMN minutes TO position",
+        "DROP FUNCTION tidegate_internal.add_rollup, tidegate_internal.roll_up",
+        "CREATE FUNCTION tidegate_internal.roll_up(bigint, bigint, bigint) RETURNS void LANGUAGE sql AS ''",
+        "DELETE FROM tidegate_internal.migration WHERE version >= 4",
+    ] {
+        database.query(sql, &[]).await;
+    }
+    let mut second = sink(&database.url);
+    deliver(&mut second, &batches).await;
+    assert_exact(&database).await;
+}
+
 /// Readings are stored while the rollups cannot be written, and the process ends before they are.
 #[tokio::test]
 async fn rollups_that_were_left_behind_are_made_good() {
@@ -142,12 +213,10 @@ async fn rollups_that_were_left_behind_are_made_good() {
     assert_eq!(database.count("SELECT count(*) FROM tidegate.readings").await, Some(2_500), "nothing waits");
     drop(first);
     database.query("COMMIT", &[]).await;
-    let behind = "SELECT c.position - r.position FROM tidegate_internal.cursor c
-        JOIN tidegate_internal.rollup_cursor r USING (journal)";
-    assert_eq!(database.count(behind).await, Some(1_500));
+    assert_eq!(database.count(BEHIND).await, Some(1_500));
     let mut second = sink(&database.url);
     second.connect().await.unwrap();
-    assert_eq!(database.count(behind).await, Some(0), "made good before anything else is stored");
+    assert_eq!(database.count(BEHIND).await, Some(0), "made good before anything else is stored");
     assert_exact(&database).await;
     deliver(&mut second, &batches).await;
     assert_exact(&database).await;
@@ -217,7 +286,7 @@ async fn readings_of_before_the_rollups_are_added_up() {
         "DROP FUNCTION tidegate_internal.roll_up, tidegate_internal.find_series, tidegate_internal.forget_series",
         "DROP INDEX tidegate.readings_alerts",
         "DROP FUNCTION tidegate_internal.drop_partition_before, tidegate_internal.delete_before, \
-            tidegate_internal.add_rollups",
+            tidegate_internal.add_rollups, tidegate_internal.add_rollup",
         "DROP AGGREGATE tidegate_internal.total(double precision)",
         "DROP FUNCTION tidegate_internal.add",
         "CREATE VIEW tidegate.latest_readings AS SELECT device, metric, time, number, text, unit, json, topic, received \

@@ -53,7 +53,7 @@ impl Database {
     /// Waits until the rollups have everything that is stored.
     pub(crate) async fn await_rollups(&self) {
         let level = "SELECT count(*) FROM tidegate_internal.cursor c JOIN tidegate_internal.rollup_cursor r USING (journal)
-            WHERE r.position >= c.position HAVING count(*) = (SELECT count(*) FROM tidegate_internal.cursor WHERE position IS NOT NULL)";
+            WHERE least(r.minutes, r.hours) >= c.position HAVING count(*) = (SELECT count(*) FROM tidegate_internal.cursor WHERE position IS NOT NULL)";
         self.await_count(level, 1, super::PATIENCE).await;
     }
 
