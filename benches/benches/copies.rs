@@ -31,6 +31,8 @@ use tidegate_broker::topic::TopicName;
 const SIZES: [(usize, u64); 5] =
     [(100, 100_000), (1_000, 50_000), (10_000, 10_000), (60_000, 2_000), (500_000, 300)];
 
+const ROUNDS: usize = 7;
+
 static COPIED: AtomicU64 = AtomicU64::new(0);
 
 /// Stands in for the C library's, in everything that is linked into this program.
@@ -51,17 +53,23 @@ fn main() {
         println!("copies: TIDEGATE_TEST_KAFKA is not set; eval \"$(tests/services start kafka)\" first");
         return;
     };
+    println!("Median of {ROUNDS} rounds in turn; for CPU also the least and the greatest:\n");
     println!("| payload bytes | way | bytes copied per record | of the payload | CPU µs per record |");
     println!("|---:|---|---:|---:|---:|");
     for (payload_bytes, records) in SIZES {
         let topic = format!("copies-{}-{payload_bytes}", std::process::id());
         kafka::create_topic(&servers, &topic).unwrap();
         let bare = Bare::new(&servers, &topic, false, properties()).unwrap();
-        let row = Row { payload_bytes, records };
-        row.print("rdkafka, from memory", || kafka::send_from_memory(&bare, records, payload_bytes).unwrap());
         let folder = tempfile::tempdir().unwrap();
         let journal = journal(folder.path(), records, payload_bytes);
-        row.print("tidegate, from its journal", || tidegate(&servers, &topic, &journal));
+        let mut theirs = Row { way: "rdkafka, from memory", payload_bytes, records, rounds: Vec::new() };
+        let mut ours = Row { way: "tidegate, from its journal", payload_bytes, records, rounds: Vec::new() };
+        for round in 0..ROUNDS {
+            theirs.measure(|| kafka::send_from_memory(&bare, records, payload_bytes).unwrap());
+            ours.measure(|| tidegate(&servers, &topic, &journal, &format!("round-{round}")));
+        }
+        theirs.print();
+        ours.print();
     }
 }
 
@@ -73,23 +81,42 @@ fn properties() -> impl Iterator<Item = (String, String)> {
 }
 
 struct Row {
+    way: &'static str,
     payload_bytes: usize,
     records: u64,
+    /// Bytes copied per record, and CPU microseconds per record.
+    rounds: Vec<(f64, f64)>,
 }
 
 impl Row {
     #[expect(clippy::cast_precision_loss, reason = "shown with few digits")]
-    fn print(&self, way: &str, run: impl FnOnce()) {
+    fn measure(&mut self, run: impl FnOnce()) {
         let (copied, cpu) = (COPIED.load(Ordering::Relaxed), process_cpu_time(None).unwrap());
         run();
         let cpu = process_cpu_time(None).unwrap() - cpu;
         let copied = COPIED.load(Ordering::Relaxed) - copied;
-        let (records, copied) = (self.records as f64, copied as f64 / self.records as f64);
+        let records = self.records as f64;
+        self.rounds.push((copied as f64 / records, cpu.as_secs_f64() * 1e6 / records));
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "shown with few digits")]
+    fn print(&self) {
+        let sorted = |pick: fn(&(f64, f64)) -> f64| {
+            let mut values: Vec<f64> = self.rounds.iter().map(pick).collect();
+            values.sort_by(f64::total_cmp);
+            values
+        };
+        let (copied, cpu) = (sorted(|round| round.0), sorted(|round| round.1));
+        let median = self.rounds.len() / 2;
         println!(
-            "| {} | {way} | {copied:.0} | {:.2} | {:.2} |",
+            "| {} | {} | {:.0} | {:.2} | {:.2} ({:.2}–{:.2}) |",
             self.payload_bytes,
-            copied / self.payload_bytes as f64,
-            cpu.as_secs_f64() * 1e6 / records,
+            self.way,
+            copied[median],
+            copied[median] / self.payload_bytes as f64,
+            cpu[median],
+            cpu[0],
+            cpu[cpu.len() - 1],
         );
     }
 }
@@ -114,7 +141,7 @@ fn journal(folder: &Path, records: u64, payload_bytes: usize) -> Journal {
 }
 
 /// Carries what `journal` holds to `topic`, without headers.
-fn tidegate(servers: &str, topic: &str, journal: &Journal) {
+fn tidegate(servers: &str, topic: &str, journal: &Journal, cursor: &str) {
     let mut config =
         Config { bootstrap_servers: servers.into(), headers: HeaderStyle::None, ..Config::default() };
     for route in &mut config.routes {
@@ -123,5 +150,5 @@ fn tidegate(servers: &str, topic: &str, journal: &Journal) {
     config.properties.extend(properties());
     let part = Part::new("kafka");
     let sink = KafkaSink::new(&config, journal.id(), part.clone()).unwrap();
-    filled::carry(sink, part, journal, "kafka");
+    filled::carry(sink, part, journal, cursor);
 }
