@@ -43,7 +43,7 @@ pub use consume::{ConsumeConfig, ConsumedTopic, KafkaConsumer, Start};
 pub use exactly_once::ExactlyOnceSink;
 
 use dead_letter::Wrong;
-use native::{Event, Halt, Producer};
+use native::{Halt, Heard, Producer};
 use shape::Shaper;
 use trouble::Verdict;
 use watch::Watch;
@@ -182,17 +182,15 @@ impl KafkaSink {
     /// Takes in what librdkafka has to say.
     fn listen(&mut self) -> Result<(), SinkError> {
         let Some(producer) = &mut self.producer else { return Ok(()) };
-        let mut failed = Vec::new();
-        let mut said = Vec::new();
-        producer.poll(|event| match event {
-            Event::Failed(offset, code) => failed.push((offset, code)),
-            Event::Trouble { code, reason, fatal } => said.push((code, reason, fatal)),
-        });
+        let Heard { failed, troubles, fatal } = producer.heard();
         for (offset, code) in failed {
             self.judge(offset, code, Refusal::Reported, false)?;
         }
-        for (code, reason, fatal) in said {
-            self.hear(code, reason, fatal)?;
+        if let Some(reason) = fatal {
+            return Err(made_anew(&reason));
+        }
+        for (code, reason) in troubles {
+            self.watch.hear(&self.config, code, reason)?;
         }
         Ok(())
     }
@@ -218,14 +216,6 @@ impl KafkaSink {
     /// Looks at closed topics anew, if that is due; those against which nothing is known any more are tried.
     async fn review(&mut self) {
         review(&self.config, &mut self.shaper, self.producer.as_mut()).await;
-    }
-
-    fn hear(&mut self, code: RDKafkaErrorCode, reason: String, fatal: bool) -> Result<(), SinkError> {
-        tracing::debug!("Kafka: {code}: {reason}");
-        if fatal || code == RDKafkaErrorCode::Fatal {
-            return Err(made_anew(&reason));
-        }
-        self.watch.hear(&self.config, code, reason)
     }
 
     /// Lets go of what is stored, dead letters among it.

@@ -172,6 +172,18 @@ pub(super) enum Event {
     Trouble { code: RDKafkaErrorCode, reason: String, fatal: bool },
 }
 
+/// What librdkafka had to say at one time.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    /// Records that were not stored. Those that failed only because another one of their record batch is invalid come last,
+    /// so that what is wrong is known when they are judged.
+    pub(super) failed: Vec<(Offset, RDKafkaErrorCode)>,
+    /// What is wrong with the connection.
+    pub(super) troubles: Vec<(RDKafkaErrorCode, String)>,
+    /// Why the producer itself has failed for good, if it has.
+    pub(super) fatal: Option<String>,
+}
+
 /// Why not everything was handed over.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Halt {
@@ -379,6 +391,24 @@ impl Producer {
                 rd::rd_kafka_event_destroy(event);
             }
         }
+    }
+
+    /// Takes in what has happened, and sorts it.
+    pub(super) fn heard(&mut self) -> Heard {
+        let mut heard = Heard::default();
+        self.poll(|event| match event {
+            Event::Failed(offset, code) => heard.failed.push((offset, code)),
+            Event::Trouble { code, reason, fatal } => {
+                tracing::debug!("Kafka: {code}: {reason}");
+                if fatal || code == RDKafkaErrorCode::Fatal {
+                    heard.fatal.get_or_insert(reason);
+                } else {
+                    heard.troubles.push((code, reason));
+                }
+            }
+        });
+        heard.failed.sort_by_key(|(_, code)| *code == RDKafkaErrorCode::InvalidDifferentRecord);
+        heard
     }
 
     /// The end of the last batch that is, with all before it, entirely reported; those are released.

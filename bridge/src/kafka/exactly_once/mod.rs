@@ -32,7 +32,7 @@ use crate::pump::{Sink, SinkError};
 use crate::route::KafkaTopic;
 
 use super::config::Config;
-use super::native::{Call, CallError, Event, Halt, Outcome, Transactor};
+use super::native::{Call, CallError, Halt, Heard, Outcome, Transactor};
 use super::shape::Shaper;
 use super::trouble::{self, Verdict};
 use super::watch::Watch;
@@ -303,23 +303,17 @@ impl ExactlyOnceSink {
     /// Takes in what librdkafka has to say.
     fn listen(&mut self) -> Result<(), SinkError> {
         let Some(Transactor { producer, .. }) = &mut self.transactor else { return Ok(()) };
-        let mut failed = Vec::new();
-        let mut said = Vec::new();
-        producer.poll(|event| match event {
-            Event::Failed(offset, code) => failed.push((offset, code)),
-            Event::Trouble { code, reason, fatal } => said.push((code, reason, fatal)),
-        });
+        let Heard { failed, troubles, fatal } = producer.heard();
         for (offset, code) in failed {
             self.failed = true;
             self.judge(offset, code)?;
         }
-        for (code, reason, fatal) in said {
-            tracing::debug!("Kafka: {code}: {reason}");
-            if fatal || code == RDKafkaErrorCode::Fatal {
-                return Err(SinkError::Retry(format!(
-                    "the Kafka producer has to be made anew: {reason}; going on from the last transaction"
-                )));
-            }
+        if let Some(reason) = fatal {
+            return Err(SinkError::Retry(format!(
+                "the Kafka producer has to be made anew: {reason}; going on from the last transaction"
+            )));
+        }
+        for (code, reason) in troubles {
             self.watch.hear(&self.config, code, reason)?;
         }
         Ok(())
