@@ -6,6 +6,7 @@
 mod cluster;
 mod identity;
 mod rejects;
+mod rights;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::journal_tools::journal;
 use crate::ledger::count::{Account, Promise, Sums, check};
 use crate::ledger::load::{Devices, Load};
 use crate::ledger::outputs;
+use crate::support::kafka::Topic;
 use crate::support::random::Random;
 use crate::support::tidegate::{Settings, Tidegate};
 use crate::support::{report, services, unique};
@@ -63,16 +65,17 @@ impl Stage {
         let accounts = self.load.finish().await;
         self.tidegate.assert_alive();
         self.tidegate.caught_up("kafka", 0, PATIENCE).await;
-        let sums = delivered_once(&mut self.tidegate, &self.kafka, &self.run, &accounts).await;
+        let topic = Topic::open(&self.kafka, &self.run).await;
+        let sums = delivered_once(&mut self.tidegate, topic, &accounts).await;
         (self.tidegate, sums)
     }
 }
 
-/// Drains `tidegate`, and fails unless its topic has each entry of its journal once, in the order of each device.
-async fn delivered_once(tidegate: &mut Tidegate, kafka: &str, run: &str, accounts: &[Account]) -> Sums {
+/// Drains `tidegate`, and fails unless `topic` has each entry of its journal once, in the order of each device.
+async fn delivered_once(tidegate: &mut Tidegate, topic: Topic, accounts: &[Account]) -> Sums {
     let id = tidegate.journal_id().await;
     assert!(tidegate.drain().await.success());
-    let deliveries = outputs::kafka(kafka, run, &id).await;
+    let deliveries = outputs::kafka(topic, &id).await;
     let sums = check("Kafka", Promise::ExactlyOnce, accounts, &deliveries);
     assert_eq!((sums.lost, sums.duplicated), (0, 0), "{sums:?}");
     let delivered: BTreeSet<u64> = deliveries.iter().map(|delivery| delivery.offset).collect();

@@ -8,6 +8,7 @@
 //! The opaque of a record is its journal offset, so nothing is allocated for it and no pointer is made from it.
 //! What errors mean is decided elsewhere.
 
+mod rights;
 #[cfg(test)]
 mod tests;
 mod transaction;
@@ -34,6 +35,7 @@ use crate::route::KafkaTopic;
 
 use super::headers::HeaderSink;
 
+pub(super) use rights::unwritable;
 pub(super) use transaction::{Call, CallError, Outcome, Transactor};
 
 /// The headers of one record, owned by librdkafka's allocator.

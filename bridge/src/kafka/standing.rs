@@ -21,6 +21,8 @@ pub(super) struct Found {
     pub(super) batch_bytes_max: Option<u32>,
     /// Why it takes no records, if that shows without writing one.
     pub(super) wrong: Option<Wrong>,
+    /// Whether this client sees it; one that it does not see may be about to be made.
+    pub(super) is_seen: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +82,9 @@ impl Standings {
             return None;
         };
         let since = *topic.missing_since.get_or_insert(now);
-        let waits = now.saturating_duration_since(since) < self.patience && self.dead_letter != Some(index);
+        let waits = now.saturating_duration_since(since) < self.patience
+            && self.dead_letter != Some(index)
+            && !found.is_seen;
         if waits && topic.state == State::Open {
             return Some(wrong.clone());
         }
@@ -186,11 +190,12 @@ mod tests {
     }
 
     fn missing() -> Found {
-        Found { batch_bytes_max: None, wrong: Some(Wrong::new("unknown_topic", "it is not there")) }
+        let wrong = Some(Wrong::new("unknown_topic", "it is not there"));
+        Found { batch_bytes_max: None, wrong, is_seen: false }
     }
 
     fn there(batch_bytes_max: Option<u32>) -> Found {
-        Found { batch_bytes_max, wrong: None }
+        Found { batch_bytes_max, wrong: None, is_seen: true }
     }
 
     #[test]
@@ -220,6 +225,21 @@ mod tests {
         assert!(!standings.is_trusted(0));
         standings.settle(Offset(8));
         assert!(standings.is_trusted(0));
+    }
+
+    #[test]
+    fn a_topic_that_is_there_and_may_not_be_written_is_not_waited_for() {
+        let (mut standings, now) = (standings(), Instant::now());
+        let wrong = Some(Wrong::new("not_authorised", "no right to write a"));
+        let unwritable = Found { batch_bytes_max: None, wrong, is_seen: true };
+        assert_eq!(standings.take_in(0, &unwritable, 1_000, now), None);
+        assert_eq!(standings.closed(0).unwrap().reason, "not_authorised");
+        // It is looked at again, and not tried as long as that shows.
+        assert_eq!(standings.due(now + 30 * SECOND), [0]);
+        assert_eq!(standings.take_in(0, &unwritable, 1_000, now + 30 * SECOND), None);
+        assert!(standings.closed(0).is_some());
+        assert_eq!(standings.take_in(0, &there(None), 1_000, now + 60 * SECOND), None);
+        assert_eq!(standings.closed(0), None);
     }
 
     #[test]

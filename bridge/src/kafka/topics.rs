@@ -1,4 +1,5 @@
-//! Prepares the destination: finds the brokers, creates missing topics, learns how large a record may be.
+//! Prepares the destination: finds the brokers, creates missing topics, learns what may be written and how large a record
+//! may be.
 //!
 //! Only topics that routes name are ever created, and a topic that exists is left as it is.
 
@@ -23,7 +24,7 @@ use crate::route::KafkaTopic;
 use super::config::{Config, TopicsConfig};
 use super::dead_letter::Wrong;
 use super::standing::Found;
-use super::trouble;
+use super::{native, trouble};
 
 /// How long one attempt to reach any broker may take.
 const REACH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -84,13 +85,26 @@ fn prepare(config: &Config, topics: &[KafkaTopic], runtime: &Handle) -> Result<V
     let admin: AdminClient<LastWords> =
         config.client().create_with_context(LastWords::default()).map_err(unusable)?;
     let missing: Vec<_> = topics.iter().filter(|topic| !known.contains(&topic.name)).collect();
-    let wrong = if missing.is_empty() { HashMap::new() } else { create(config, &admin, &missing, runtime)? };
+    let missing =
+        if missing.is_empty() { HashMap::new() } else { create(config, &admin, &missing, runtime)? };
     let limits = runtime.block_on(limits(&admin, topics));
-    let found = topics.iter().zip(limits).map(|(topic, batch_bytes_max)| Found {
-        batch_bytes_max,
-        wrong: wrong.get(topic.name.as_str()).cloned(),
+    let unwritable = unwritable(&admin, topics.iter().map(|topic| topic.name.as_str()));
+    let found = topics.iter().zip(limits).map(|(topic, batch_bytes_max)| {
+        let name = topic.name.as_str();
+        let missing = missing.get(name).cloned();
+        let is_seen = missing.is_none();
+        let wrong = missing.or_else(|| unwritable.contains(name).then(|| trouble::not_writable(name)));
+        Found { batch_bytes_max, wrong, is_seen }
     });
     Ok(found.collect())
+}
+
+/// Those of `topics` that are there and that this client may not write. Blocks, for [`ADMIN_TIMEOUT`] if nobody answers.
+pub(super) fn unwritable<'t>(
+    admin: &AdminClient<LastWords>,
+    topics: impl IntoIterator<Item = &'t str>,
+) -> HashSet<String> {
+    native::unwritable(admin.inner(), topics, ADMIN_TIMEOUT)
 }
 
 /// Asks any broker for the topics there are; `Err` says why none answers. Blocks as [`prepare`] does.

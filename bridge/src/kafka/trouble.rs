@@ -65,6 +65,11 @@ pub(super) fn topic_detail(topic: &str, reason: &str, code: Code) -> String {
     )
 }
 
+/// The topic called `topic` is there, and this client may not write it.
+pub(super) fn not_writable(topic: &str) -> Wrong {
+    Wrong::new(NOT_AUTHORISED, topic_detail(topic, NOT_AUTHORISED, Code::TopicAuthorizationFailed))
+}
+
 /// Whether nothing changes until somebody acts.
 pub(super) fn needs_operator(code: Code) -> bool {
     matches!(

@@ -14,7 +14,7 @@ use crate::support::tidegate::Tidegate;
 use crate::support::{eventually, services, unique};
 
 /// Publishes `payloads` and waits until they are on disk.
-async fn publish(tidegate: &Tidegate, topic: &str, payloads: &[Vec<u8>]) {
+pub(super) async fn publish(tidegate: &Tidegate, topic: &str, payloads: &[Vec<u8>]) {
     let mut connection =
         Connection::open(tidegate.mqtt, &Options::clean(Version::V5, "large")).await.unwrap();
     for (packet_id, payload) in (1..).zip(payloads) {

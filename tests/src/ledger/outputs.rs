@@ -32,9 +32,8 @@ fn parse_bytes(payload: &[u8]) -> (String, u64) {
     parse(&serde_json::from_slice(payload).expect("payloads arrive as they were sent"))
 }
 
-/// Everything in the Kafka topic, each partition in its order.
-pub(crate) async fn kafka(bootstrap_servers: &str, topic: &str, journal: &str) -> Vec<Delivery> {
-    let mut topic = Topic::open(bootstrap_servers, topic).await;
+/// Everything in the Kafka topic that is committed, each partition in its order.
+pub(crate) async fn kafka(mut topic: Topic, journal: &str) -> Vec<Delivery> {
     topic.read_to_end(PATIENCE).await;
     let delivery = |record: &Consumed| {
         let (of_journal, offset) = record.origin();

@@ -10,6 +10,7 @@ use super::count::{Account, Delivery, Promise, Sums, check};
 use super::load::{Devices, Load};
 use super::outputs::{self, Stream, Subscriber};
 use super::row::Row;
+use crate::support::kafka::Topic;
 use crate::support::postgres::Database;
 use crate::support::services;
 use crate::support::tidegate::{Settings, Tidegate};
@@ -135,7 +136,7 @@ impl Stage {
         self.database.reconnect().await;
         let in_postgres = outputs::postgres(&self.database, &self.run).await;
         let journal = self.tidegate.journal_id().await;
-        let in_kafka = outputs::kafka(&self.kafka, &self.run, &journal).await;
+        let in_kafka = outputs::kafka(Topic::open(&self.kafka, &self.run).await, &journal).await;
         let in_subscriber = self.subscriber.finish(&in_postgres).await;
         let in_stream = self.stream.finish().await;
         Findings {

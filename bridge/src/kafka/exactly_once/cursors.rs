@@ -41,6 +41,12 @@ pub(super) fn prepare(config: &Config, runtime: &Handle) -> Result<(), SinkError
     if !known.contains(topic) {
         create(config, &admin, runtime)?;
     }
+    if topics::unwritable(&admin, [topic]).contains(topic) {
+        return Err(SinkError::Operator(format!(
+            "this client may not write the Kafka topic {topic}, where it keeps how far this journal has come: grant it \
+             Write, Read and Describe there, or name another kafka.cursor_topic"
+        )));
+    }
     match runtime.block_on(cleanup_policy(&admin, topic)) {
         Some(policy) if policy != POLICY => Err(SinkError::Operator(format!(
             "the Kafka topic {topic} has cleanup.policy = {policy}, which would forget how far this journal has come: \

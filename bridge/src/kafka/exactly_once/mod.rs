@@ -69,6 +69,9 @@ pub struct ExactlyOnceSink {
     learned: bool,
     /// How often transactions were aborted since the last commit without anything learned from it.
     aborts: u32,
+    /// The rights to the topics were asked for anew since the last commit, because a transaction was refused for want of
+    /// them.
+    asked_rights: bool,
     /// Whether this instance has had the identity: if it was taken away, it is not taken back.
     claimed: bool,
     /// Committed, and not yet told.
@@ -103,6 +106,7 @@ impl ExactlyOnceSink {
             failed: false,
             learned: false,
             aborts: 0,
+            asked_rights: false,
             claimed: false,
             confirmed: None,
             watch: Watch::new(),
@@ -240,6 +244,7 @@ impl ExactlyOnceSink {
         self.span = Span::default();
         self.phase = Phase::Open;
         self.aborts = 0;
+        self.asked_rights = false;
         self.watch.progressed();
         if !self.waiting.is_empty() {
             self.fill()?;
@@ -270,6 +275,7 @@ impl ExactlyOnceSink {
     fn blame(&mut self, cause: Option<CallError>) -> Result<(), SinkError> {
         self.aborts += 1;
         let reason = match cause {
+            Some(CallError { code, .. }) if self.lacks_right(code) => return Err(asking_rights()),
             Some(CallError { code, reason }) if trouble::needs_operator(code) => {
                 return Err(SinkError::Operator(format!(
                     "Kafka does not store records: {reason}; check the rights of this client"
@@ -284,10 +290,19 @@ impl ExactlyOnceSink {
         Ok(())
     }
 
+    /// Whether `code` says that this client may not write one of the transaction's topics. Kafka does not say which; it is
+    /// found when the sink connects anew. If that did not help, it is for an operator.
+    fn lacks_right(&mut self, code: RDKafkaErrorCode) -> bool {
+        code == RDKafkaErrorCode::TopicAuthorizationFailed && !std::mem::replace(&mut self.asked_rights, true)
+    }
+
     /// A call has failed, and nothing is known of the transaction.
-    fn given_up(&self, what: &str, error: &CallError) -> SinkError {
+    fn given_up(&mut self, what: &str, error: &CallError) -> SinkError {
         let CallError { code, reason } = error;
         tracing::debug!("Kafka: {what}: {code}: {reason}");
+        if self.lacks_right(*code) {
+            return asking_rights();
+        }
         if trouble::needs_operator(*code) {
             let id = &self.identity.transactional_id;
             return SinkError::Operator(format!(
@@ -480,6 +495,13 @@ impl Sink for ExactlyOnceSink {
             producer.wake().notified().await;
         }
     }
+}
+
+fn asking_rights() -> SinkError {
+    SinkError::Retry(
+        "Kafka refuses a transaction because this client may not write one of its topics; asking which"
+            .into(),
+    )
 }
 
 fn not_connected() -> SinkError {
