@@ -267,7 +267,11 @@ impl Loaded {
         let mut mistakes = Vec::new();
         let mut settings = source::settings(sources, &mut mistakes);
         let replaced = settings.iter().filter(|setting| !setting.key.adds_up);
-        let replaced: Vec<&str> = replaced.map(|setting| setting.key.path).collect();
+        let mut replaced: Vec<&str> = replaced.map(|setting| setting.key.path).collect();
+        // Properties add up, so they replace no table; one of them may still be what another key of the platform means.
+        if settings.iter().any(source::Setting::names_kafka_password) {
+            replaced.push("kafka.password");
+        }
         let mut platform = platform::settings(&sources.environment);
         platform.retain(|setting| !platform::yields(setting.key.path, &replaced));
         platform.append(&mut settings);

@@ -45,14 +45,25 @@ pub(super) struct Key {
     pub(super) about: &'static str,
     /// How it could look, for keys without a default.
     pub(super) sample: &'static str,
-    /// Whether the value, or a part of it, must not be printed.
-    pub(super) secret: bool,
+    /// How much of the value may be printed.
+    secrecy: Secrecy,
     /// Whether settings of this key from several places add up.
     pub(super) adds_up: bool,
     /// Reads a value into the configuration.
     pub(super) set: fn(&mut Config, &Raw) -> Result<(), String>,
     /// Writes the configuration's value as TOML; `None` when it is not set.
     pub(super) show: fn(&Config) -> Option<String>,
+}
+
+/// How much of a value may be printed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Secrecy {
+    /// All of it.
+    Open,
+    /// What is surely no secret: the values of properties that are none, a URL without password and parameters.
+    Parts,
+    /// Nothing.
+    Whole,
 }
 
 impl Key {
@@ -62,7 +73,12 @@ impl Key {
     }
 
     const fn secret(mut self) -> Self {
-        self.secret = true;
+        self.secrecy = Secrecy::Whole;
+        self
+    }
+
+    const fn secret_in_part(mut self) -> Self {
+        self.secrecy = Secrecy::Parts;
         self
     }
 
@@ -78,7 +94,11 @@ impl Key {
 
     /// The value as it may be printed.
     pub(super) fn shown(&self, config: &Config) -> Option<String> {
-        (self.show)(config).map(|value| if self.secret { redacted(&value) } else { value })
+        (self.show)(config).map(|value| match self.secrecy {
+            Secrecy::Open => value,
+            Secrecy::Parts => redacted(&value),
+            Secrecy::Whole => HIDDEN.to_owned(),
+        })
     }
 
     /// The variable that sets it.
@@ -94,7 +114,7 @@ macro_rules! key {
             path: $path,
             about: $about,
             sample: "",
-            secret: false,
+            secrecy: crate::config::key::Secrecy::Open,
             adds_up: false,
             set: |config, raw| {
                 config.$($field).+ = Kind::read(&$kind, raw)?;
@@ -636,13 +656,16 @@ pub(super) fn document(mut write: impl FnMut(&Key, &mut String)) -> String {
     out
 }
 
-/// What may be printed of a secret: a table without the values of secret properties, a URL without password and
+/// What is printed instead of a secret.
+const HIDDEN: &str = "\"***\"";
+
+/// What may be printed of a value that is secret in part: a table without the values of secret properties, a URL without password and
 /// parameters if it is surely one, else nothing.
-pub(super) fn redacted(shown: &str) -> String {
+fn redacted(shown: &str) -> String {
     if let Ok(Raw::Table(properties)) = source::value(shown) {
         return super::kafka_values::shown(&properties);
     }
-    plain_url(shown.trim_matches('"')).map_or_else(|| "\"***\"".to_owned(), |url| format!("\"{url}\""))
+    plain_url(shown.trim_matches('"')).map_or_else(|| HIDDEN.to_owned(), |url| format!("\"{url}\""))
 }
 
 /// The URL with its password hidden; `None` if a password could be anywhere but where it belongs.

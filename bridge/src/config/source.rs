@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
+use super::kafka_values::Properties;
 use super::key::{self, Key, Raw, keys};
 use super::kind::{Kind, quoted};
 use super::{Origin, Sources};
@@ -17,6 +18,15 @@ pub(super) struct Setting {
     /// What was written, or why that can be no value.
     pub(super) value: Result<Raw, String>,
     pub(super) origin: Origin,
+}
+
+impl Setting {
+    /// Whether it is a table of librdkafka's properties, or of their files, with Kafka's password in it.
+    pub(super) fn names_kafka_password(&self) -> bool {
+        let Ok(value) = &self.value else { return false };
+        ["kafka.properties", "kafka.property_files"].contains(&self.key.path)
+            && Properties.read(value).is_ok_and(|properties| properties.contains_key("sasl.password"))
+    }
 }
 
 /// What the file, the variables and the options set, in this order.

@@ -213,6 +213,20 @@ fn a_password_in_a_file_yields_to_whatever_else_names_one() {
     check(&[kafka], Some("/platform"), "");
     check(&[kafka, ("TIDEGATE_KAFKA_PASSWORD_FILE", "/own")], Some("/own"), "");
     check(&[kafka, ("TIDEGATE_KAFKA_PASSWORD", "hunter2")], None, "hunter2");
+    for (variable, table) in [
+        ("TIDEGATE_KAFKA_PROPERTIES", "{ \"sasl.password\" = \"hunter2\" }"),
+        ("TIDEGATE_KAFKA_PROPERTY_FILES", "{ sasl.password = \"/run/secrets/kafka\" }"),
+    ] {
+        check(&[kafka, (variable, table)], None, "");
+        let file =
+            format!("[kafka]\n{} = {table}\n", variable.trim_start_matches("TIDEGATE_KAFKA_").to_lowercase());
+        assert_eq!(load(&file, &[kafka]).kafka.password_file, None, "{file}");
+    }
+    check(
+        &[kafka, ("TIDEGATE_KAFKA_PROPERTIES", "{ \"sasl.mechanism\" = \"PLAIN\" }")],
+        Some("/platform"),
+        "",
+    );
     let database =
         [("DB_HOST", "db"), ("DB_NAME", "sensors"), ("DB_USER", "tide"), ("DB_PASSWORD_FILE", "/platform")];
     let platform = std::path::Path::new("/platform");
@@ -294,6 +308,15 @@ fn no_secret_is_ever_shown() {
         &[],
     ));
     assert!(loaded.unwrap().effective().contains("url = \"postgres://tide:***@db:5432/sensors\""));
+    // A password is one also where it looks like a URL that holds none.
+    let url = "https://hunter2/";
+    let variables = [
+        ("TIDEGATE_KAFKA_PASSWORD", url),
+        ("TIDEGATE_KAFKA_SCHEMA_REGISTRY_PASSWORD", url),
+        ("TIDEGATE_KAFKA_SCHEMA_REGISTRY_USERNAME", "tide"),
+    ];
+    let loaded = Loaded::load(&sources("", &variables, &[])).unwrap();
+    assert!(!format!("{loaded:?}{}", loaded.effective()).contains("hunter2"), "{}", loaded.effective());
 }
 
 #[test]

@@ -38,7 +38,7 @@ pub(super) const KEYS: &[Key] = &[
         "kafka.password_file",
         kafka.password_file,
         Text,
-        "The file with its password, which stands above kafka.password; the end of its last line does not count. It is read whenever a connection is \
+        "The file with its password, which stands above kafka.password and sasl.password in kafka.properties; the end of its last line does not count. It is read whenever a connection is \
          made anew, also after the password was refused, so that a changed password needs no restart. Also \
          KAFKA_PASSWORD_FILE."
     )
@@ -141,7 +141,7 @@ pub(super) const KEYS: &[Key] = &[
              ssl.key.location."
         )
     }
-    .secret()
+    .secret_in_part()
     .sample("{ \"security.protocol\" = \"sasl_ssl\", \"sasl.mechanism\" = \"SCRAM-SHA-512\" }"),
     Key {
         adds_up: true,

@@ -14,7 +14,7 @@ pub(super) const KEYS: &[Key] = &[
         "The database, as postgres://user:password@host:port/database or host=... user=...; naming it switches the \
          sink on. It may be away. A password is better in postgres.password_file or TIDEGATE_POSTGRES_URL than here. Also DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASSWORD, DB_SSL_MODE, or DB_CONNECTION_STRING."
     )
-    .secret()
+    .secret_in_part()
     .sample("\"postgres://tidegate@127.0.0.1:5432/tidegate\""),
     key!(
         "postgres.password_file",
