@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use tidegate_broker::record::Timestamp;
 
-use crate::balance::{Account, Balance};
+use crate::balance::{Account, Balance, Reasons};
 
 /// How a part is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct Report {
     pub lag: Option<Lag>,
     /// Records the destination will never take, since the start.
     pub rejected: u64,
+    /// Of a sink, the same by reason.
+    pub reasons: Reasons,
     /// Since when it is in this state.
     pub since: SystemTime,
 }
@@ -60,8 +62,14 @@ pub struct Part {
 impl Part {
     /// A part that has just begun.
     pub fn new(name: &'static str) -> Self {
-        let report =
-            Report { state: State::Starting, detail: None, lag: None, rejected: 0, since: SystemTime::now() };
+        let report = Report {
+            state: State::Starting,
+            detail: None,
+            lag: None,
+            rejected: 0,
+            reasons: Reasons::new(),
+            since: SystemTime::now(),
+        };
         Self { name, report: Arc::new(Mutex::new(report)), account: Arc::default() }
     }
 

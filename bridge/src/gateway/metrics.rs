@@ -163,7 +163,7 @@ fn outputs(balances: &[(&'static str, Balance)], out: &mut Exposition) {
     let dropped: Vec<_> = balances.iter()
         .flat_map(|(name, balance)| balance.dropped.iter().map(|(reason, count)| (*name, *reason, *count)))
         .collect();
-    out.family_of_two("tidegate_output_dropped_total", Counter, "Records that will not arrive, by reason. rejected: the destination never takes it (PostgreSQL keeps it in the table quarantine). trimmed: the journal had to drop it first. \
+    out.family_of_two("tidegate_output_dropped_total", Counter, "Records that will not arrive, by reason. kafka, postgres: those of tidegate_sink_rejected_total, which the destination never takes (Kafka has them as dead letters, PostgreSQL in the table quarantine). trimmed: the journal had to drop it first. \
         away: at QoS 0 for a client that was not there. session_ended: it waited for a session that ended. unsubscribed: it was no longer wanted, or no longer allowed, when the reader came to it. refused: the client answered that it does not take it. \
         disconnected: the stream or WebSocket ended.", ("output", "reason"), &dropped);
     out.family("tidegate_output_pending", Gauge, "Records that may still arrive. kafka, postgres: between the cursor and the durable end. mqtt: waiting in the journal for sessions that are behind (as far as they are in), or not acknowledged. http: queued, or to be read again.", &each(|balance| balance.pending));

@@ -60,6 +60,7 @@ impl Rejects {
         self.last = Some(now);
         self.part.update(|report| {
             report.rejected += 1;
+            *report.reasons.entry(reject.reason).or_default() += 1;
             report.detail = Some(told);
         });
         true

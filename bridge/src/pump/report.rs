@@ -7,7 +7,7 @@ use tidegate_broker::journal::RecordsFrom;
 use tidegate_broker::record::{Offset, Timestamp};
 
 use crate::balance::Account;
-use crate::health::{Lag, Part, State};
+use crate::health::{Lag, Part, Report, State};
 
 use super::{Progress, Resumed, SinkError};
 
@@ -109,7 +109,7 @@ impl Reporter {
 
     /// The destination confirmed more.
     pub(super) fn progressed(&mut self, progress: Progress, now: Duration) {
-        let rejected = self.part.report().rejected;
+        let Report { rejected, reasons, .. } = self.part.report();
         let newly_rejected = rejected - self.rejected;
         if newly_rejected > 0 {
             self.rejected = rejected;
@@ -125,7 +125,7 @@ impl Reporter {
         }
         let delivered = self
             .part
-            .book(|account| account.as_mut().map_or(0, |account| account.passed(progress.records, rejected)));
+            .book(|account| account.as_mut().map_or(0, |account| account.passed(progress.records, &reasons)));
         self.delivered.increment(delivered);
         if progress.entries > 0 {
             self.working(now);
@@ -144,8 +144,8 @@ impl Reporter {
 
     /// What lies before the sink when it goes on elsewhere than where it was.
     pub(super) fn resume_account(&self, found: RecordsFrom, lost: u64) {
-        let rejected = self.part.report().rejected;
-        self.part.book(|account| account.as_mut().map(|account| account.resume(found, lost, rejected)));
+        let reasons = self.part.report().reasons;
+        self.part.book(|account| account.as_mut().map(|account| account.resume(found, lost, &reasons)));
     }
 
     /// What is left when something was trimmed before it was read.

@@ -10,7 +10,7 @@ use tidegate_broker::record::{Batch, BatchBuilder, Entry, Offset, Properties, Qo
 use tidegate_broker::topic::TopicName;
 
 use super::{Action, Limits, Pump, SinkError};
-use crate::balance::Account;
+use crate::balance::{Account, Reasons};
 
 fn batch(base: u64, records: u64) -> Batch {
     let mut builder = BatchBuilder::new(Offset(base), Timestamp(1_000 + base), 0, 64);
@@ -260,7 +260,11 @@ fn simulate(seed: u64) -> Result<(), String> {
                 pump.handle_connected(remembered, Offset(0), Offset(durable));
                 if pump.confirmed() != settled {
                     settled = pump.confirmed();
-                    account.resume(RecordsFrom { records: durable - settled.0, total: durable }, 0, 0);
+                    account.resume(
+                        RecordsFrom { records: durable - settled.0, total: durable },
+                        0,
+                        &Reasons::new(),
+                    );
                 }
             }
             Action::Read(from) if from.0 < durable => {
@@ -280,7 +284,7 @@ fn simulate(seed: u64) -> Result<(), String> {
             Action::Wait { confirmation: true, .. } => {
                 let stored = destination.store_one().expect("something is in flight");
                 let progress = pump.handle_confirmed(stored);
-                account.passed(progress.records, 0);
+                account.passed(progress.records, &Reasons::new());
                 settled = progress.completed.unwrap_or(settled);
             }
             Action::Wait { confirmation: false, .. } if pump.confirmed().0 == total => break,

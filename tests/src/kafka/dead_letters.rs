@@ -93,7 +93,7 @@ async fn what_is_too_large_goes_to_the_dead_letter_topic_or_else_into_the_file()
     assert!(detail.contains("1200000 bytes") && detail.contains("kafka.jsonl"), "{detail}");
     let balance = carrying.part.balance(|| 6).unwrap();
     assert_eq!((balance.delivered, balance.pending), (4, 0));
-    assert_eq!(balance.dropped[0], ("rejected", 2));
+    assert_eq!(balance.dropped[0], ("too_large", 2));
     carrying.drain().await;
 
     let consumed = consume(servers, &[format!("{prefix}sensors")]).await;
@@ -425,7 +425,7 @@ async fn no_dead_letter_is_missing_after_kills() {
     assert_eq!(counted as u64, health.rejected, "counted by reason");
     let output = metrics.outputs().into_iter().find(|output| output.name == "kafka").unwrap();
     assert!(output.is_balanced() && output.pending == 0, "{output:?}");
-    assert_eq!(output.dropped["rejected"], health.rejected);
+    assert_eq!(output.dropped["too_large"], health.rejected);
 
     let kept = consume(servers, &[dead]).await;
     let small = consume(servers, &[format!("{prefix}all")]).await;
