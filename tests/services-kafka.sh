@@ -332,13 +332,18 @@ env_kafka_secure() {
 
 stop_kafka_secure() { stop_kafka "$1"; }
 
-# kafka_tool CLASS ARGUMENT...: as the administrator of kafka-secure.
+# kafka_tool CLASS ARGUMENT...: as the administrator of kafka-secure, or of kafka-cluster where that runs alone.
 kafka_tool() {
-    local dir="$SERVICES/$INSTANCE/kafka-secure"
-    running "$dir" || die "kafka-secure does not run: tests/services start kafka-secure"
+    local dir="$SERVICES/$INSTANCE/kafka-secure" login=()
+    if running "$dir"; then
+        login=(--command-config "$dir/admin.properties")
+    else
+        dir="$SERVICES/$INSTANCE/kafka-cluster/1"
+        running "$dir" || die "neither runs: tests/services start kafka-secure, or kafka-cluster"
+    fi
     timeout 60 java -Xmx64m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto \
         "-Dlog4j2.configurationFile=$LIBS/log4j2.properties" -cp "$LIBS/*" "$1" \
-        --bootstrap-server "127.0.0.1:$(cat "$dir/port")" --command-config "$dir/admin.properties" "${@:2}"
+        --bootstrap-server "127.0.0.1:$(cat "$dir/port")" "${login[@]}" "${@:2}"
 }
 
 # ---- Apache Kafka: three nodes -------------------------------------------------------------------------------------

@@ -15,8 +15,17 @@ const MEMORY_BYTES_MAX: u64 = 256 << 20;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_missing_after_kafka_was_away() {
     let kafka = Own::start(Service::Kafka);
-    let plan = Plan { kafka: kafka.url(), kafka_for_consumers: kafka.url(), ..Plan::usual() };
+    let plan = Plan::on_kafka(kafka.url());
     away(plan, &kafka, ["kafka", "postgres"], "Kafka", Place::KafkaAway, quick_or_long(6, 300)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_missing_or_twice_after_kafka_was_away_in_transactions() {
+    let (away_s, transaction_s) = quick_or_long((8, 4), (90, 60));
+    let kafka = Own::start(Service::Kafka);
+    let plan = Plan::on_kafka(kafka.url()).exactly_once(transaction_s);
+    let name = format!("Kafka, exactly once (transactions of {transaction_s} s at most),");
+    away(plan, &kafka, ["kafka", "postgres"], &name, Place::TransactionsAway, away_s).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,6 +2,7 @@
 //! killed, and all are restarted in turn: another one leads at once, and nothing is there twice, because each record has a number
 //! by which the new leader knows it.
 
+use std::fs;
 use std::time::Instant;
 
 use super::load::Devices;
@@ -17,11 +18,7 @@ async fn on(cluster: &Own, name: &str) -> Stage {
     let servers = cluster.url();
     // The short form is on a machine with few cores, which three nodes keep busy by themselves.
     let devices = Devices { pace: quick_or_long(30, Devices::USUAL.pace), ..Devices::USUAL };
-    Stage::start(
-        name,
-        Plan { devices, kafka: servers.clone(), kafka_for_consumers: servers, ..Plan::usual() },
-    )
-    .await
+    Stage::start(name, Plan { devices, ..Plan::on_kafka(servers) }).await
 }
 
 /// Waits until every replica of every partition is in sync.
@@ -61,6 +58,45 @@ async fn nothing_is_missing_or_twice_after_leaders_were_killed() {
     }
     let fault = format!("of three Kafka nodes the one that leads killed (SIGKILL), {times} times");
     finish(stage, ended, fault, Place::KafkaLeadersKilled).await;
+}
+
+/// As operators do before they work on a node: other replicas are preferred, and elected while everything runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_missing_or_twice_after_leaders_were_moved() {
+    let times = quick_or_long(2, 12);
+    let cluster = Own::start(Service::KafkaCluster);
+    let stage = on(&cluster, "moved").await;
+    let folder = tempfile::tempdir().expect("there is room for a file");
+    let file = folder.path().join("replicas.json");
+    let mut ended = Instant::now();
+    for _ in 0..times {
+        let led = in_sync(&cluster, &stage).await;
+        let next: Vec<i32> = led.iter().map(|partition| partition.leader % 3 + 1).collect();
+        let replicas = |(partition, leader): (usize, &i32)| {
+            let replicas = [*leader, leader % 3 + 1, (leader + 1) % 3 + 1];
+            serde_json::json!({ "topic": stage.run, "partition": partition, "replicas": replicas })
+        };
+        let partitions: Vec<_> = next.iter().enumerate().map(replicas).collect();
+        let document = serde_json::json!({ "version": 1, "partitions": partitions });
+        fs::write(&file, document.to_string()).expect("there is room for a file");
+        let path = file.to_str().expect("our folders are text");
+        tokio::task::block_in_place(|| {
+            let prefer = ["--reassignment-json-file", path, "--execute"];
+            cluster.tool("org.apache.kafka.tools.reassign.ReassignPartitionsCommand", &prefer);
+            let elect = ["--election-type", "preferred", "--all-topic-partitions"];
+            cluster.tool("org.apache.kafka.tools.LeaderElectionCommand", &elect);
+        });
+        eventually("the preferred ones lead", PATIENCE, async || {
+            let led = in_sync(&cluster, &stage).await;
+            led.iter().map(|partition| partition.leader).eq(next.iter().copied()).then_some(())
+        })
+        .await;
+        stage.load.more_acknowledged(1_000).await;
+        stage.is_keeping_up("kafka").await;
+        ended = Instant::now();
+    }
+    let fault = format!("of three Kafka nodes others made leaders of all partitions, {times} times");
+    finish(stage, ended, fault, Place::KafkaLeadersMoved).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -25,6 +25,8 @@ pub(super) struct Plan {
     pub(super) kafka: String,
     /// Where a consumer finds the same Kafka; the same place, unless there is something in between.
     pub(super) kafka_for_consumers: String,
+    /// What is said of Kafka; a consumer there reads what is committed.
+    pub(super) promise: Promise,
     /// An administrator's URL of PostgreSQL.
     pub(super) postgres: String,
 }
@@ -37,8 +39,24 @@ impl Plan {
             devices: Devices::USUAL,
             kafka: services::kafka().to_owned(),
             kafka_for_consumers: services::kafka().to_owned(),
+            promise: Promise::AtLeastOnce,
             postgres: services::postgres().to_owned(),
         }
+    }
+
+    /// The usual load, and Kafka at `servers`.
+    pub(super) fn on_kafka(servers: String) -> Self {
+        Self { kafka_for_consumers: servers.clone(), kafka: servers, ..Self::usual() }
+    }
+
+    /// The same with transactions, whose end the brokers wait for no longer than `transaction_s` seconds.
+    pub(super) fn exactly_once(self, transaction_s: u64) -> Self {
+        let properties = format!("{{ \"transaction.timeout.ms\" = \"{}\" }}", transaction_s * 1_000);
+        let settings = self
+            .settings
+            .set("TIDEGATE_KAFKA_EXACTLY_ONCE", "true")
+            .set("TIDEGATE_KAFKA_PROPERTIES", &properties);
+        Self { settings, promise: Promise::ExactlyOnce, ..self }
     }
 }
 
@@ -51,6 +69,7 @@ pub(super) struct Stage {
     /// What the names of everything begin with.
     pub(super) run: String,
     kafka: String,
+    promise: Promise,
     subscriber: Subscriber,
     stream: Stream,
     /// Whether the process has run from the beginning.
@@ -90,6 +109,7 @@ impl Stage {
             load,
             run,
             kafka: plan.kafka_for_consumers,
+            promise: plan.promise,
             subscriber,
             stream,
             is_first_process: true,
@@ -143,7 +163,7 @@ impl Stage {
             tidegate: self.tidegate,
             accounts,
             outputs: [
-                ("Kafka", Promise::AtLeastOnce, in_kafka),
+                ("Kafka", self.promise, in_kafka),
                 ("PostgreSQL", Promise::ExactlyOnce, in_postgres),
                 ("the MQTT subscriber", Promise::AsPublished, in_subscriber),
                 ("the event stream", Promise::ExactlyOnce, in_stream),

@@ -188,7 +188,7 @@ impl Own {
         self.call("start");
     }
 
-    /// Runs one of Kafka's own tools as the administrator of a [`Service::KafkaSecure`].
+    /// Runs one of Kafka's own tools, as the administrator of a [`Service::KafkaSecure`] or against a [`Service::KafkaCluster`].
     pub(crate) fn tool(&self, class: &str, arguments: &[&str]) {
         kafka_tool(&self.instance, class, arguments);
     }
