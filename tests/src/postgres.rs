@@ -4,6 +4,7 @@ mod faults;
 mod full_disk;
 mod jdbc;
 mod outages;
+mod passwords;
 mod reader;
 mod retention;
 mod rollups;
@@ -21,6 +22,7 @@ use tidegate_broker::record::{Batch, BatchBuilder, Entry, Offset, Properties, Qo
 use tidegate_broker::topic::TopicName;
 
 use crate::support::PATIENCE;
+use crate::support::postgres::Database;
 
 /// 2001-02-03T10:00:00Z, a day too long ago to have a partition.
 const RECEIVED_MS: u64 = 981_194_400_000;
@@ -32,6 +34,16 @@ fn config(url: &str) -> Config {
 
 fn sink(url: &str) -> PostgresSink {
     PostgresSink::new(config(url), JOURNAL, Part::new("postgres"))
+}
+
+/// Makes the role `ada` with the password `sesame`, whom the server, which is the test's own, lets in by these lines of
+/// `pg_hba.conf` once it has read them.
+async fn admit_ada(database: &Database, rules: &str) {
+    database.query("CREATE ROLE ada LOGIN PASSWORD 'sesame'", &[]).await;
+    let file = database.setting("hba_file").await;
+    let others = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{rules}{others}")).unwrap();
+    database.query("SELECT pg_reload_conf()", &[]).await;
 }
 
 /// A batch that begins at `base` and holds these records, of client `client`.

@@ -43,13 +43,14 @@ impl Connection {
         if let Some(password) = config.read_password().map_err(SinkError::Operator)? {
             target.password(password);
         }
-        let place = Place { target, schema: config.schema.clone() };
+        let place =
+            Place { target, schema: config.schema.clone(), password_file: config.password_file.clone() };
         let tls = config.tls().and_then(|(_, verify, file)| tls::connector(verify, file.as_deref()));
         // The library's own timeout counts for each address alone, and not for what follows the connect.
         let connecting = place.target.connect(tls.map_err(SinkError::Operator)?);
         let (client, connection) = match tokio::time::timeout(config.connect_timeout, connecting).await {
             Err(_) => return Err(timed_out("connecting", config.connect_timeout, &place)),
-            Ok(connected) => connected.map_err(|error| sink_error(&error, "the connection", &place))?,
+            Ok(connected) => connected.map_err(|error| sink_error(&error, "connecting", &place))?,
         };
         let task = tokio::spawn(async move {
             if let Err(error) = connection.await {

@@ -2,6 +2,8 @@
 //!
 //! Messages say what to do, and never hold the password.
 
+use std::path::PathBuf;
+
 use tokio_postgres::Error;
 use tokio_postgres::error::{DbError, SqlState};
 
@@ -14,6 +16,8 @@ pub(super) struct Place {
     pub(super) target: tokio_postgres::Config,
     /// The schema that analysts see.
     pub(super) schema: String,
+    /// The file that the password was read from.
+    pub(super) password_file: Option<PathBuf>,
 }
 
 /// Why something could not be stored.
@@ -36,6 +40,8 @@ impl From<SinkError> for StoreError {
 
 /// How the library's error begins when it is about TLS; it tells in no other way.
 const TLS_FAILED: &str = "error performing TLS handshake";
+/// How it begins when the server asks for a password and there is none, or asks in a way that is not known here.
+const LOGIN_FAILED: [&str; 2] = ["invalid configuration", "authentication error"];
 
 /// What `error`, met while `doing`, means for the whole sink.
 pub(super) fn sink_error(error: &Error, doing: &str, place: &Place) -> SinkError {
@@ -45,6 +51,12 @@ pub(super) fn sink_error(error: &Error, doing: &str, place: &Place) -> SinkError
         if error.to_string().starts_with(TLS_FAILED) {
             return SinkError::Operator(format!(
                 "PostgreSQL and TLS ({at}): {cause}: check sslmode in postgres.url, postgres.tls_ca_file, and that the server's certificate is for this host and not expired"
+            ));
+        }
+        if LOGIN_FAILED.iter().any(|begin| error.to_string().starts_with(begin)) {
+            return SinkError::Operator(format!(
+                "PostgreSQL lets nobody in like this ({at}): {cause}: {}",
+                login_advice(place)
             ));
         }
         return SinkError::Retry(format!(
@@ -84,6 +96,18 @@ pub(super) fn timed_out(doing: &str, timeout: std::time::Duration, place: &Place
     ))
 }
 
+/// What to look at when the server lets us not in.
+fn login_advice(place: &Place) -> String {
+    let user = place.target.get_user().unwrap_or("");
+    let where_it_is = match &place.password_file {
+        Some(file) => {
+            format!("the user in postgres.url, the password in {} (postgres.password_file)", file.display())
+        }
+        None => "user and password in postgres.url".to_owned(),
+    };
+    format!("check {where_it_is}, and the server's pg_hba.conf for role {user}")
+}
+
 /// What an operator can do, if only an operator can do something.
 fn advice(error: &DbError, place: &Place) -> Option<String> {
     let user = place.target.get_user().unwrap_or("");
@@ -91,7 +115,7 @@ fn advice(error: &DbError, place: &Place) -> Option<String> {
     let advice = if *code == SqlState::INVALID_PASSWORD
         || *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
     {
-        format!("check user and password in postgres.url, and the server's pg_hba.conf for role {user}")
+        login_advice(place)
     } else if *code == SqlState::INVALID_CATALOG_NAME {
         format!(
             "CREATE DATABASE \"{}\" ENCODING 'UTF8', or name another in postgres.url",

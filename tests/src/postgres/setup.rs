@@ -9,8 +9,8 @@ use tidegate_broker::journal::JournalId;
 
 use super::{JOURNAL, config, deliver, numbered, operator_message, sink};
 use crate::support::postgres::Database;
-use crate::support::services::{self, Own, Service};
-use crate::support::{PATIENCE, eventually, free_address, unique};
+use crate::support::services;
+use crate::support::{PATIENCE, free_address, unique};
 
 fn server() -> &'static str {
     services::postgres().rsplit_once('/').unwrap().0
@@ -51,40 +51,6 @@ async fn a_server_that_accepts_and_never_answers_is_given_up() {
         Err(SinkError::Retry(message)) => assert!(message.contains("no answer within 200 ms"), "{message}"),
         other => panic!("nobody answers: {other:?}"),
     }
-}
-
-#[tokio::test]
-async fn wrong_passwords_and_missing_rights_say_so() {
-    let server = Own::start(Service::Postgres);
-    let database = Database::create(&server.url()).await;
-    database.query("CREATE ROLE ada LOGIN PASSWORD 'sesame'", &[]).await;
-    let file = database.query("SELECT current_setting('hba_file')", &[]).await[0].get::<_, String>(0);
-    let rules = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, format!("host all ada 127.0.0.1/32 scram-sha-256\n{rules}")).unwrap();
-    database.query("SELECT pg_reload_conf()", &[]).await;
-    let as_ada = |password: &str| database.url.replace("postgres@", &format!("ada:{password}@"));
-
-    // The reload reaches the server's main process a moment later; until then anybody is let in.
-    let message = eventually("the password is asked for", PATIENCE, async || {
-        let result = sink(&as_ada("swordfish")).connect().await;
-        Some(operator_message(result)).filter(|message| message.contains("password"))
-    })
-    .await;
-    assert!(message.contains("check user and password in postgres.url"), "{message}");
-    assert!(!message.contains("swordfish"), "{message}");
-
-    let message = operator_message(sink(&as_ada("sesame")).connect().await);
-    assert!(message.contains("GRANT CREATE") && message.contains("\"ada\""), "{message}");
-
-    database
-        .query("GRANT CREATE ON DATABASE \"DB\" TO ada".replace("DB", name_of(&database)).as_str(), &[])
-        .await;
-    deliver(&mut sink(&as_ada("sesame")), &numbered(1, 10)).await;
-}
-
-/// The last part of the URL.
-fn name_of(database: &Database) -> &str {
-    database.url.rsplit_once('/').unwrap().1
 }
 
 #[tokio::test]

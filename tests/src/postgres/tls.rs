@@ -9,7 +9,7 @@ use tidegate::health::Part;
 use tidegate::postgres::{Config, PostgresSink};
 use tidegate::pump::Sink;
 
-use super::{JOURNAL, config, deliver, numbered, operator_message};
+use super::{JOURNAL, admit_ada, config, deliver, numbered, operator_message};
 use crate::support::postgres::Database;
 use crate::support::services::{Own, Service};
 use crate::support::{PATIENCE, eventually};
@@ -39,11 +39,7 @@ fn certify(folder: &Path, authority: &CertifiedIssuer<'static, KeyPair>, names: 
 async fn tls_asks_of_the_certificate_what_sslmode_says_and_scram_works_under_it() {
     let server = Own::start(Service::Postgres);
     let database = Database::create(&server.url()).await;
-    let setting = async |name: &str| {
-        let rows = database.query("SELECT current_setting($1)", &[&name]).await;
-        rows[0].get::<_, String>(0)
-    };
-    let (folder, hba) = (setting("data_directory").await, setting("hba_file").await);
+    let folder = database.setting("data_directory").await;
     let folder = Path::new(&folder);
     let (trusted, other) = (authority("trusted"), authority("other"));
     certify(folder, &trusted, &["localhost"]);
@@ -56,14 +52,13 @@ async fn tls_asks_of_the_certificate_what_sslmode_says_and_scram_works_under_it(
     let (trusted_file, other_file) = (file("trusted.pem", trusted.pem()), file("other.pem", other.pem()));
     let empty_file = file("empty.pem", String::new());
 
-    database.query("CREATE ROLE ada LOGIN PASSWORD 'sesame'", &[]).await;
-    let owner = format!("ALTER DATABASE {} OWNER TO ada", database.url.rsplit_once('/').unwrap().1);
-    database.query(&owner, &[]).await;
-    let rules = fs::read_to_string(&hba).unwrap();
-    let of_ada = "hostssl all ada 127.0.0.1/32 scram-sha-256\nhostssl all ada ::1/128 scram-sha-256\nhost all ada all reject\n";
-    fs::write(&hba, format!("{of_ada}{rules}")).unwrap();
     database.query("ALTER SYSTEM SET ssl = on", &[]).await;
-    database.query("SELECT pg_reload_conf()", &[]).await;
+    admit_ada(
+        &database,
+        "hostssl all ada 127.0.0.1/32 scram-sha-256\nhostssl all ada ::1/128 scram-sha-256\nhost all ada all reject\n",
+    )
+    .await;
+    database.query(&format!("ALTER DATABASE {} OWNER TO ada", database.name()), &[]).await;
 
     let as_ada = |host: &str, mode: &str, ca: Option<&Path>| {
         let url = database.url.replace("postgres@127.0.0.1", &format!("ada:sesame@{host}"));

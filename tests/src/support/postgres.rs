@@ -34,6 +34,11 @@ impl Database {
         Self { url, client }
     }
 
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        self.url.rsplit_once('/').expect("the URL ends with a database").1
+    }
+
     /// Connects again, after the server was away.
     pub(crate) async fn reconnect(&mut self) {
         self.client = connect(&self.url).await;
@@ -42,6 +47,11 @@ impl Database {
     /// Runs a query that must work.
     pub(crate) async fn query(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Vec<Row> {
         self.client.query(sql, parameters).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    }
+
+    /// A setting of the server.
+    pub(crate) async fn setting(&self, name: &str) -> String {
+        self.query("SELECT current_setting($1)", &[&name]).await[0].get(0)
     }
 
     /// The number that a query gives; `None` while the query fails, for instance because the table is not made yet.
