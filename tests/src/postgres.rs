@@ -5,6 +5,7 @@ mod full_disk;
 mod jdbc;
 mod outages;
 mod passwords;
+mod platform;
 mod reader;
 mod retention;
 mod rollups;
