@@ -208,6 +208,11 @@ impl Own {
         self.told(&format!("{node}/pid")).parse().expect("tests/services writes process ids")
     }
 
+    /// What its process has printed since it was started last.
+    pub(crate) fn log(&self) -> String {
+        self.told("log")
+    }
+
     fn folder(&self) -> PathBuf {
         target().join("services").join(&self.instance)
     }
