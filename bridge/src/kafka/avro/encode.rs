@@ -226,8 +226,9 @@ impl<'a> Walk<'a> {
                 let symbol = json::text(json).ok_or_else(|| wrong(Because::Surrogate))?;
                 write_long(*symbols.get(&*symbol).ok_or_else(|| wrong(Because::Symbol))?, out);
             }
-            (Type::Array(of), Kind::Array) => return self.array(id, *of, json, depth, out),
-            (Type::Map(of), Kind::Object) => return self.map(id, *of, json, depth, out),
+            (Type::Array(of), Kind::Array) | (Type::Map(of), Kind::Object) => {
+                return self.items(id, *of, json, depth, out);
+            }
             (Type::Record { .. }, Kind::Object) => return self.record(id, json, depth, out),
             _ => return Err(wrong(Because::Kind)),
         }
@@ -291,34 +292,30 @@ impl<'a> Walk<'a> {
         Some((number, branch, value))
     }
 
-    fn array(&mut self, id: TypeId, of: TypeId, json: &'a str, depth: u32, out: &mut Vec<u8>) -> Done<'a> {
+    /// The elements of an array, or the members of a map behind their names, as one block.
+    fn items(&mut self, id: TypeId, of: TypeId, json: &'a str, depth: u32, out: &mut Vec<u8>) -> Done<'a> {
         let start = begin_block(out);
+        let is_map = matches!(self.schema.of(id), Type::Map(_));
         let mut count = 0;
         let mut done = Ok(());
-        json::elements(json, |element| {
-            done = self
-                .value(of, element, depth + 1, out)
-                .map_err(|wrong| wrong.within(Step::Place(usize::try_from(count).unwrap_or(usize::MAX))));
+        let mut item = |name: Option<Cow<'a, str>>, value: &'a str| {
+            let step = match name {
+                Some(name) => {
+                    write_bytes(name.as_bytes(), out);
+                    Step::Name(name)
+                }
+                None => Step::Place(usize::try_from(count).unwrap_or(usize::MAX)),
+            };
+            done = self.value(of, value, depth + 1, out).map_err(|wrong| wrong.within(step));
             count += 1;
             done.is_ok()
-        })
-        .map_err(|error| no_json(id, json, error))?;
-        done?;
-        end_block(start, count, out);
-        Ok(())
-    }
-
-    fn map(&mut self, id: TypeId, of: TypeId, json: &'a str, depth: u32, out: &mut Vec<u8>) -> Done<'a> {
-        let start = begin_block(out);
-        let mut count = 0;
-        let mut done = Ok(());
-        json::members(json, |name, value| {
-            write_bytes(name.as_bytes(), out);
-            done = self.value(of, value, depth + 1, out).map_err(|wrong| wrong.within(Step::Name(name)));
-            count += 1;
-            done.is_ok()
-        })
-        .map_err(|error| no_json(id, json, error))?;
+        };
+        let read = if is_map {
+            json::members(json, |name, value| item(Some(name), value))
+        } else {
+            json::elements(json, |value| item(None, value))
+        };
+        read.map_err(|error| no_json(id, json, error))?;
         done?;
         end_block(start, count, out);
         Ok(())
