@@ -2,6 +2,7 @@
 //! the Avro project's own library, by the schema that the registry has under the id in the record.
 
 mod gate;
+mod java;
 
 use std::net::SocketAddr;
 

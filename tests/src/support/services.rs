@@ -58,6 +58,11 @@ pub(crate) fn jdbc() -> PathBuf {
     variable("TIDEGATE_TEST_JDBC").into()
 }
 
+/// The class path of Kafka's console consumer with a deserializer for Avro of a Schema Registry.
+pub(crate) fn serde() -> String {
+    variable("TIDEGATE_TEST_SERDE")
+}
+
 /// The shared Kafka, seen through a network that a test makes: whoever asks at `advertised` for the cluster is told to go on
 /// there, so a test that listens there and passes everything on to `listener` has all traffic in its hands.
 #[derive(Clone, Copy, Debug)]
