@@ -281,7 +281,9 @@ fn consumer(
     if !config.kafka.is_on() || !config.kafka.consume.is_on() {
         return Ok(None);
     }
-    let started = KafkaConsumer::start(&config.kafka, journal.id(), server.handle(), runtime.handle());
+    let mut settings = config.kafka.clone();
+    settings.dead_letter.folder = Some(sinks::dead_letter_folder(config));
+    let started = KafkaConsumer::start(&settings, journal.id(), server.handle(), runtime.handle());
     started
         .map(Some)
         .map_err(|error| StartError::Internal { part: "the Kafka consumer", error: error.to_string() })

@@ -1,7 +1,10 @@
 //! From Kafka to the devices: the shipped program consumes topics of a real Kafka and publishes what is in them.
 
 mod crash;
+mod dead_letters;
+mod exactly_once;
 mod loops;
+mod security;
 mod setup;
 mod stage;
 mod troubles;

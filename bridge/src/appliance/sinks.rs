@@ -3,6 +3,7 @@
 //! The cursor's name is the sink's name. A sink that is switched off again leaves its cursor, so that it goes on
 //! where it was once it is switched on; until then the cursor holds the journal's segments back.
 
+use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,11 @@ pub(super) struct Sinks {
     drain: watch::Sender<Option<tokio::time::Instant>>,
 }
 
+/// Where what no Kafka topic takes is kept.
+pub(super) fn dead_letter_folder(config: &Config) -> PathBuf {
+    config.data_dir.join("dead-letters")
+}
+
 impl Sinks {
     /// Starts them; none has to be reachable.
     pub(super) fn start(config: &Config, journal: &Journal) -> Result<Self, StartError> {
@@ -44,7 +50,7 @@ impl Sinks {
                 error: mistakes.join("; "),
             };
             let mut settings = config.kafka.clone();
-            settings.dead_letter.folder = Some(config.data_dir.join("dead-letters"));
+            settings.dead_letter.folder = Some(dead_letter_folder(config));
             let (id, told) = (journal.id(), part.clone());
             if settings.exactly_once {
                 let sink = ExactlyOnceSink::new(&settings, id, told).map_err(wrong)?;

@@ -9,7 +9,7 @@
 mod file;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -22,7 +22,16 @@ use crate::health::Part;
 use crate::pump::{Reject, Rejects, SinkError};
 
 use super::config::DeadLetterConfig;
-use file::DeadLetterFile;
+pub(super) use file::DeadLetterFile;
+
+/// The header of a dead letter that says why, in a word.
+pub(super) const REASON: &str = "tidegate_reason";
+/// The header of a dead letter that says why, and what to do.
+pub(super) const DETAIL: &str = "tidegate_detail";
+/// The header of a dead letter that names the Kafka topic it was to go to, or came from.
+pub(super) const KAFKA_TOPIC: &str = "tidegate_kafka_topic";
+/// Longer details are cut in a header, so that they do not make a record larger than its topic takes.
+const DETAIL_BYTES_MAX: usize = 1_000;
 
 /// Why a Kafka topic does not take a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,10 +157,7 @@ impl DeadLetters {
         let line = Line {
             journal: format!("{:032x}", self.journal.0),
             offset: offset.0,
-            time: i64::try_from(record.time.0)
-                .ok()
-                .and_then(|time| jiff::Timestamp::from_millisecond(time).ok())
-                .map(|time| format!("{time:.3}")),
+            time: i64::try_from(record.time.0).ok().and_then(rfc_3339),
             client: record.client,
             topic: record.topic.as_str(),
             kafka_topic,
@@ -175,11 +181,7 @@ impl DeadLetters {
         if let Some(file) = &mut self.file
             && let Err(error) = self.failed.take().map_or_else(|| file.sync(), Err)
         {
-            return Err(SinkError::Operator(format!(
-                "dead letters cannot be written to {} ({error}): make room for them, or give Kafka a topic that takes \
-                 them (kafka.dead_letter.topic)",
-                file.path().display()
-            )));
+            return Err(SinkError::Operator(unwritable(&file.path(), &error)));
         }
         Ok(())
     }
@@ -224,6 +226,30 @@ impl DeadLetters {
                 .increment(1);
         }
     }
+}
+
+/// What to say when the file at `path` cannot be written.
+pub(super) fn unwritable(path: &Path, error: &std::io::Error) -> String {
+    format!(
+        "dead letters cannot be written to {} ({error}): make room for them, or give Kafka a topic that takes them \
+         (kafka.dead_letter.topic)",
+        path.display()
+    )
+}
+
+/// `detail`, short enough for a header.
+pub(super) fn shortened(detail: &str) -> &str {
+    if detail.len() <= DETAIL_BYTES_MAX {
+        return detail;
+    }
+    let end = (0..=DETAIL_BYTES_MAX).rev().find(|end| detail.is_char_boundary(*end));
+    &detail[..end.unwrap_or(0)]
+}
+
+/// A time in milliseconds as a line of the file has it.
+pub(super) fn rfc_3339(milliseconds: i64) -> Option<String> {
+    let time = jiff::Timestamp::from_millisecond(milliseconds).ok()?;
+    Some(format!("{time:.3}"))
 }
 
 /// A line of the file.

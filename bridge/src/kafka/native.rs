@@ -8,6 +8,7 @@
 //! The opaque of a record is its journal offset, so nothing is allocated for it and no pointer is made from it.
 //! What errors mean is decided elsewhere.
 
+mod consumed;
 mod rights;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ use crate::route::KafkaTopic;
 
 use super::headers::HeaderSink;
 
+pub(super) use consumed::headers;
 pub(super) use rights::unwritable;
 pub(super) use transaction::{Call, CallError, Outcome, Transactor};
 

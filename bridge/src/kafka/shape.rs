@@ -19,7 +19,7 @@ use crate::route::{Destination, HeaderStyle, KafkaTopic, Routes};
 use super::avro::Catalog;
 use super::config::Config;
 use super::consume::came_from;
-use super::dead_letter::{DeadLetters, Wrong};
+use super::dead_letter::{self, DeadLetters, Wrong};
 use super::headers::{HeaderSink as _, HeaderWriter};
 use super::native::{Headers, Outgoing, Value};
 use super::standing::{Found, Standings};
@@ -29,8 +29,6 @@ use super::trouble;
 const HEADERS_USUAL: usize = 7;
 /// The reason of a dead letter whose payload does not fit the schema.
 const NO_FIT: &str = "schema";
-/// Longer details are cut in a header, so that they do not make a record larger than its topic takes.
-const DETAIL_BYTES_MAX: usize = 1_000;
 
 /// Shapes records, in offset order. What changes from record to record is written into buffers that are kept.
 ///
@@ -257,9 +255,9 @@ impl Shaper {
                     style @ (HeaderStyle::CloudEvents | HeaderStyle::Minimal) => style,
                 };
                 let mut headers = self.headers_of(style, offset, record);
-                headers.add("tidegate_reason", wrong.reason.as_bytes());
-                headers.add("tidegate_detail", shortened(&wrong.detail).as_bytes());
-                headers.add("tidegate_kafka_topic", self.topics[destination.topic].name.as_bytes());
+                headers.add(dead_letter::REASON, wrong.reason.as_bytes());
+                headers.add(dead_letter::DETAIL, dead_letter::shortened(&wrong.detail).as_bytes());
+                headers.add(dead_letter::KAFKA_TOPIC, self.topics[destination.topic].name.as_bytes());
                 let outgoing = Outgoing { topic, key, value: Value::Payload, headers: Some(headers) };
                 if outgoing.batch_bytes(record) <= self.standings.batch_bytes_max(topic) as usize {
                     self.standings.hand_over(topic, offset);
@@ -292,12 +290,4 @@ fn bytes(key: Cow<'_, str>) -> Cow<'_, [u8]> {
         Cow::Borrowed(key) => Cow::Borrowed(key.as_bytes()),
         Cow::Owned(key) => Cow::Owned(key.into_bytes()),
     }
-}
-
-fn shortened(detail: &str) -> &str {
-    if detail.len() <= DETAIL_BYTES_MAX {
-        return detail;
-    }
-    let end = (0..=DETAIL_BYTES_MAX).rev().find(|end| detail.is_char_boundary(*end));
-    &detail[..end.unwrap_or(0)]
 }

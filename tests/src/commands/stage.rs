@@ -25,13 +25,23 @@ pub(super) struct Stage {
     pub(super) consumed: Vec<(&'static str, &'static str, u8, bool)>,
     /// What else the appliance is told.
     pub(super) settings: Settings,
+    /// How the test's own clients get in.
+    client: ClientConfig,
     producer: FutureProducer,
 }
 
 impl Stage {
     /// Nothing is there yet.
     pub(super) fn new(servers: &str) -> Self {
-        let prefix = format!("{}-", unique("t"));
+        Self::with(servers, "", &[])
+    }
+
+    /// The same with topics that begin with `begin`, and more properties of librdkafka for the test's own clients.
+    pub(super) fn with(servers: &str, begin: &str, more: &[(&str, &str)]) -> Self {
+        let prefix = format!("{begin}{}-", unique("t"));
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", servers);
+        client.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         Self {
             servers: servers.to_owned(),
             group: format!("{prefix}group"),
@@ -41,7 +51,8 @@ impl Stage {
                 ("alerts", "alerts/{severity}", 1, false),
             ],
             settings: Settings::default(),
-            producer: producer(servers),
+            producer: producer(&client),
+            client,
         }
     }
 
@@ -53,7 +64,8 @@ impl Stage {
             group: self.group.clone(),
             consumed: self.consumed.clone(),
             settings: self.settings.clone(),
-            producer: producer(&self.servers),
+            client: self.client.clone(),
+            producer: producer(&self.client),
         }
     }
 
@@ -84,6 +96,7 @@ impl Stage {
             .kafka(&self.servers)
             .set("TIDEGATE_KAFKA_CONSUME_TOPICS", &format!("[{}]", consumed.join(", ")))
             .set("TIDEGATE_KAFKA_CONSUME_GROUP", group)
+            .set("TIDEGATE_KAFKA_DEAD_LETTER_TOPIC", &self.topic("dead"))
             .set("TIDEGATE_KAFKA_ROUTES", &format!("[{}]", routes.join(", ")))
     }
 
@@ -120,9 +133,9 @@ impl Stage {
 
     /// Where each partition of a topic ends.
     pub(super) async fn ends(&self, topic: &str) -> BTreeMap<i32, i64> {
-        let (servers, topic) = (self.servers.clone(), self.topic(topic));
+        let (client, topic) = (self.client.clone(), self.topic(topic));
         asked(move || {
-            let consumer = reader(&servers, "nobody");
+            let consumer = reader(&client, "nobody");
             let metadata = consumer.fetch_metadata(Some(&topic), PATIENCE).expect("Kafka knows the topic");
             let partitions = metadata.topics()[0].partitions().iter().map(|partition| partition.id());
             let end = |partition| consumer.fetch_watermarks(&topic, partition, PATIENCE).unwrap().1;
@@ -134,13 +147,13 @@ impl Stage {
     /// What a group has committed of each partition of a topic; partitions without a commit are left out.
     pub(super) async fn committed(&self, topic: &str) -> BTreeMap<i32, i64> {
         let ends = self.ends(topic).await;
-        let (servers, group, topic) = (self.servers.clone(), self.group.clone(), self.topic(topic));
+        let (client, group, topic) = (self.client.clone(), self.group.clone(), self.topic(topic));
         asked(move || {
             let mut partitions = TopicPartitionList::new();
             for partition in ends.keys() {
                 partitions.add_partition(&topic, *partition);
             }
-            let committed = reader(&servers, &group).committed_offsets(partitions, PATIENCE).unwrap();
+            let committed = reader(&client, &group).committed_offsets(partitions, PATIENCE).unwrap();
             let offset = |offset: Offset| offset.to_raw().filter(|offset| *offset >= 0);
             committed
                 .elements()
@@ -173,12 +186,8 @@ impl Stage {
     }
 }
 
-fn producer(servers: &str) -> FutureProducer {
-    ClientConfig::new()
-        .set("bootstrap.servers", servers)
-        .set("enable.idempotence", "true")
-        .create()
-        .expect("the producer's configuration is valid")
+fn producer(client: &ClientConfig) -> FutureProducer {
+    client.clone().set("enable.idempotence", "true").create().expect("the producer's configuration is valid")
 }
 
 /// Asks Kafka something where blocking is allowed.
@@ -186,12 +195,8 @@ async fn asked<T: Send + 'static>(question: impl FnOnce() -> T + Send + 'static)
     tokio::task::spawn_blocking(question).await.expect("Kafka answers")
 }
 
-fn reader(servers: &str, group: &str) -> BaseConsumer {
-    ClientConfig::new()
-        .set("bootstrap.servers", servers)
-        .set("group.id", group)
-        .create()
-        .expect("the consumer's configuration is valid")
+fn reader(client: &ClientConfig, group: &str) -> BaseConsumer {
+    client.clone().set("group.id", group).create().expect("the consumer's configuration is valid")
 }
 
 /// What `/health` says of the consumer.

@@ -51,6 +51,7 @@ async fn what_can_be_published_nowhere_is_counted_and_the_rest_goes_on() {
     assert_eq!(told["rejected"], 5);
     let detail = told["detail"].as_str().unwrap();
     assert!(detail.contains("was rejected") && detail.contains(&stage.topic("commands")), "{detail}");
+    assert!(detail.contains(&format!("it is in the Kafka topic {}", stage.topic("dead"))), "{detail}");
     assert!(tidegate.log().contains("header action or a JSON field action or command"), "{}", tidegate.log());
 }
 

@@ -15,7 +15,8 @@ pub(super) const KEYS: &[Key] = &[
         "Which Kafka topics are consumed and published over MQTT; [] switches it off. A {field} is taken from the headers \
          ce_subject or mqtt_topic (the whole topic), a header of its name, the record's key (device_id only), or a JSON \
          field of the value: device_id, deviceId, device or sensor_id; action or command; severity or level; else its \
-         name. What has none is rejected and counted."
+         name. What has none is a dead letter, as kafka.dead_letter.topic says, or in dead-letters/kafka-consumer.jsonl, \
+         with headers tidegate_kafka_partition, tidegate_kafka_offset and tidegate_kafka_group besides."
     ),
     key!(
         "kafka.consume.group",

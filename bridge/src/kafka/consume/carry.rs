@@ -11,15 +11,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::message::{BorrowedMessage, Message as _};
 use tidegate_broker::record::{Qos, Refused};
-use tidegate_broker::server::{Handle, LocalPublish, PublishError, SeriesOutcome};
+use tidegate_broker::server::{self, LocalPublish, PublishError, SeriesOutcome};
+use tokio::runtime::Handle;
 
 use crate::health::State;
 
 use super::super::config::Config;
-use super::super::trouble;
+use super::super::{native, trouble};
 use super::config::ConsumedTopic;
+use super::dead_letter::{DeadLetters, Letter};
 use super::group::{Group, Partition};
 use super::headers::{self, Header};
 use super::origin::{self, Origin};
@@ -80,8 +82,10 @@ pub(super) struct Context<'a> {
     /// The id of the journal, in hexadecimal.
     pub(super) journal: &'a str,
     pub(super) routes: &'a [Route],
-    pub(super) broker: &'a Handle,
+    pub(super) broker: &'a server::Handle,
     pub(super) stop: &'a Stop,
+    /// Serves what has to be asked of Kafka.
+    pub(super) runtime: &'a Handle,
     /// Topics that do not exist.
     pub(super) missing: Vec<String>,
 }
@@ -97,18 +101,31 @@ pub(super) enum End {
 
 /// A record that is consumed and not settled.
 #[derive(Debug)]
-struct Pending {
+struct Pending<'a> {
     route: usize,
-    partition: Partition,
-    offset: i64,
+    record: BorrowedMessage<'a>,
     fate: Fate,
+}
+
+impl Pending<'_> {
+    fn payload_bytes(&self) -> usize {
+        self.record.payload().map_or(0, <[u8]>::len)
+    }
+
+    fn partition(&self) -> Partition {
+        (self.record.topic().to_owned(), self.record.partition())
+    }
+
+    fn is_of(&self, (topic, partition): &Partition) -> bool {
+        self.record.partition() == *partition && self.record.topic() == topic
+    }
 }
 
 #[derive(Debug)]
 enum Fate {
     Publish(LocalPublish),
     PassedOver(&'static str),
-    Reject(Unplaced),
+    Reject(Letter),
 }
 
 /// Carries until it is told to stop or the consumer fails.
@@ -116,8 +133,9 @@ pub(super) struct Carrier<'a> {
     consumer: &'a BaseConsumer<Group>,
     context: Context<'a>,
     report: &'a mut Reporter,
-    pending: VecDeque<Pending>,
+    pending: VecDeque<Pending<'a>>,
     pending_bytes: usize,
+    dead: DeadLetters<'a>,
     /// What is wrong with single topics, until they are consumed again.
     troubled: Vec<(String, String)>,
     /// Since when nothing was.
@@ -138,6 +156,7 @@ impl<'a> Carrier<'a> {
         report: &'a mut Reporter,
     ) -> Self {
         let now = Instant::now();
+        let dead = DeadLetters::new(context.config, context.group, context.runtime);
         let troubled = context.missing.iter().map(|topic| (topic.clone(), missing(topic))).collect();
         Self {
             consumer,
@@ -145,6 +164,7 @@ impl<'a> Carrier<'a> {
             report,
             pending: VecDeque::new(),
             pending_bytes: 0,
+            dead,
             troubled,
             untroubled_at: now,
             paused: None,
@@ -192,7 +212,7 @@ impl<'a> Carrier<'a> {
         while self.pending.len() < RECORDS_MAX && self.pending_bytes < BYTES_MAX {
             match self.consumer.poll(timeout) {
                 None => break,
-                Some(Ok(record)) => self.take(&record),
+                Some(Ok(record)) => self.take(record),
                 Some(Err(error)) => self.hear(&error)?,
             }
             timeout = Duration::ZERO;
@@ -200,28 +220,26 @@ impl<'a> Carrier<'a> {
         self.let_go_of_revoked()
     }
 
-    fn take(&mut self, record: &BorrowedMessage<'_>) {
+    fn take(&mut self, record: BorrowedMessage<'a>) {
         let topic = record.topic();
         let route = self.context.routes.iter().position(|route| route.topic == topic);
         let Some(route) = route else { return };
         self.troubled.retain(|(troubled, _)| troubled != topic);
-        let headers: Vec<Header<'_>> = record
-            .headers()
-            .map(|headers| headers.iter().map(|header| (header.key, header.value)).collect())
-            .unwrap_or_default();
+        let (headers, nameless) = native::headers(&record);
         let payload = record.payload().unwrap_or_default();
         let (fate, left_out) =
             fate(&self.context.routes[route], self.context.journal, &headers, record.key(), payload);
-        self.report.consumed(route, left_out);
-        self.pending_bytes += fate.bytes();
-        let partition = (topic.to_owned(), record.partition());
-        self.pending.push_back(Pending { route, partition, offset: record.offset(), fate });
+        self.report.consumed(route, left_out + nameless);
+        let pending = Pending { route, record, fate };
+        self.pending_bytes += pending.payload_bytes();
+        self.pending.push_back(pending);
     }
 
     /// Publishes what was taken in, in order. When it returns everything is settled.
     fn settle(&mut self) -> Result<(), End> {
         let mut pause = PAUSES.0;
         while !self.pending.is_empty() {
+            self.keep_rejects()?;
             let SeriesOutcome { durable, refused } = self.publish()?;
             self.settle_first(durable, refused.is_none());
             let waits = match refused {
@@ -286,36 +304,77 @@ impl<'a> Carrier<'a> {
     /// The first `durable` of those to be published are durable; what lies between them is settled with them, and
     /// with `all` what lies behind.
     fn settle_first(&mut self, mut durable: usize, all: bool) {
+        // Records of one partition mostly come together.
+        let mut settled: Option<(Partition, i64)> = None;
         while let Some(first) = self.pending.pop_front() {
             match &first.fate {
                 Fate::Publish(_) if durable == 0 && !all => {
                     self.pending.push_front(first);
-                    return;
+                    break;
                 }
                 Fate::Publish(_) => {
                     durable = durable.saturating_sub(1);
                     self.report.published(first.route);
                 }
                 Fate::PassedOver(reason) => self.report.passed_over(first.route, reason),
-                Fate::Reject(why) => {
-                    self.report.rejected(first.route, first.partition.1, first.offset, why);
+                Fate::Reject(letter) => {
+                    // One that came while the journal was waited for is kept with the next series.
+                    let Some(place) = letter.place() else {
+                        self.pending.push_front(first);
+                        break;
+                    };
+                    let kept = self.dead.told(place);
+                    self.report.rejected(first.route, &first.record, &letter.why, (place, &kept));
                 }
             }
-            self.pending_bytes -= first.fate.bytes();
-            self.consumer.context().settled(&first.partition, first.offset + 1);
+            self.pending_bytes -= first.payload_bytes();
+            let next = first.record.offset() + 1;
+            match &mut settled {
+                Some((partition, offset)) if first.is_of(partition) => *offset = next,
+                _ => {
+                    if let Some((partition, offset)) = settled.replace((first.partition(), next)) {
+                        self.consumer.context().settled(&partition, offset);
+                    }
+                }
+            }
+        }
+        if let Some((partition, offset)) = settled {
+            self.consumer.context().settled(&partition, offset);
         }
     }
 
     /// What was to be published next will never be.
     fn reject_first(&mut self, reason: &'static str, detail: String) {
         if let Some(first) = self.pending.front_mut() {
-            self.pending_bytes -= first.fate.bytes();
-            first.fate = Fate::Reject(Unplaced { reason, detail });
+            first.fate = Fate::Reject(Letter::new(Unplaced { reason, detail }));
         }
     }
 
-    /// Waits before the journal is tried again. The group is attended to meanwhile, but nothing more is consumed.
-    fn wait(&mut self, pause: Duration, waits: Option<&'static str>) -> Result<(), End> {
+    /// Keeps what is pending and can be published nowhere. When it returns, each is where its offset may be committed.
+    fn keep_rejects(&mut self) -> Result<(), End> {
+        let mut pause = PAUSES.0;
+        loop {
+            let mut letters: Vec<_> = self
+                .pending
+                .iter_mut()
+                .filter_map(|pending| match &mut pending.fate {
+                    Fate::Reject(letter) if letter.place().is_none() => Some((&pending.record, letter)),
+                    Fate::Reject(_) | Fate::Publish(_) | Fate::PassedOver(_) => None,
+                })
+                .collect();
+            if letters.is_empty() {
+                return Ok(());
+            }
+            if let Err(waits) = self.dead.keep(&mut letters) {
+                self.commit();
+                self.wait(pause, Some(&waits))?;
+                pause = (pause * 2).min(PAUSES.1);
+            }
+        }
+    }
+
+    /// Waits before the journal, or Kafka, is tried again. The group is attended to meanwhile, but nothing more is consumed.
+    fn wait(&mut self, pause: Duration, waits: Option<&str>) -> Result<(), End> {
         if self.context.stop.deadline().is_some() {
             return Err(End::Stopped);
         }
@@ -324,7 +383,7 @@ impl<'a> Carrier<'a> {
         // What had left librdkafka before it was paused comes still.
         match self.consumer.poll(Duration::ZERO) {
             None => {}
-            Some(Ok(record)) => self.take(&record),
+            Some(Ok(record)) => self.take(record),
             Some(Err(error)) => self.hear(&error)?,
         }
         self.ask_for_ends();
@@ -360,10 +419,10 @@ impl<'a> Carrier<'a> {
         };
         if !revoked.is_empty() {
             let (gone, kept): (VecDeque<_>, VecDeque<_>) =
-                self.pending.drain(..).partition(|pending| revoked.contains(&pending.partition));
+                self.pending.drain(..).partition(|pending| revoked.contains(&pending.partition()));
             self.pending = kept;
             for pending in gone {
-                self.pending_bytes -= pending.fate.bytes();
+                self.pending_bytes -= pending.payload_bytes();
                 self.report.passed_over(pending.route, "revoked");
             }
         }
@@ -497,7 +556,11 @@ impl<'a> Carrier<'a> {
 
     fn tell_lag(&mut self) {
         let mut lags = vec![0; self.context.routes.len()];
+        let is_idle = self.pending.is_empty() && self.paused.is_none();
         for ((topic, _), position) in &self.consumer.context().told().positions {
+            if is_idle && position.is_read {
+                continue;
+            }
             let lag = position.end.zip(position.next).map_or(0, |(end, next)| end.saturating_sub(next));
             if let Some(at) = self.context.routes.iter().position(|route| route.topic == *topic) {
                 lags[at] += u64::try_from(lag).unwrap_or(0);
@@ -536,15 +599,6 @@ fn failed(error: &KafkaError) -> End {
     End::Failed(State::Down, format!("the Kafka consumer has to be made anew: {error}"))
 }
 
-impl Fate {
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Publish(publish) => publish.payload.len(),
-            Self::PassedOver(_) | Self::Reject(_) => 0,
-        }
-    }
-}
-
 /// What becomes of a record, and how many of its headers do not travel on.
 fn fate(
     route: &Route,
@@ -559,7 +613,7 @@ fn fate(
     };
     let topic = match place(&route.template, headers, key, payload) {
         Ok(topic) => topic,
-        Err(unplaced) => return (Fate::Reject(unplaced), 0),
+        Err(unplaced) => return (Fate::Reject(Letter::new(unplaced)), 0),
     };
     let travelling = headers::travelling(headers, via.as_deref());
     let publish = LocalPublish {

@@ -106,6 +106,13 @@ impl ConsumeConfig {
             if self.topics[..at].iter().any(|earlier| earlier.topic == *topic) {
                 wrong("it is consumed already: one line for each Kafka topic".into());
             }
+            if config.dead_letter.topic.as_ref() == Some(topic) {
+                wrong(
+                    "it is kafka.dead_letter.topic: what can be published nowhere would go round for ever; choose another \
+                     one, or let another program read it"
+                        .into(),
+                );
+            }
             if let Some(route) =
                 config.routes.iter().find(|route| route.topic == *topic && !names_origin(config, route))
             {

@@ -32,6 +32,9 @@ pub(super) struct Position {
     committed: Option<i64>,
     /// Where the partition ends, as last heard.
     pub(super) end: Option<i64>,
+    /// Whether librdkafka has looked at everything before `end` and hands nothing over any more: what is left there are
+    /// the marks behind transactions, and what was taken back.
+    pub(super) is_read: bool,
 }
 
 /// What librdkafka has said.
@@ -304,8 +307,11 @@ impl ClientContext for Group {
         told.is_joined = statistics.cgrp.is_some_and(|group| group.join_state == "steady");
         for ((topic, partition), position) in &mut told.positions {
             let known = statistics.topics.get(topic);
-            let end = known.and_then(|topic| Some(topic.partitions.get(&partition.to_string())?.end()));
-            position.end = end.filter(|end| *end >= 0).or(position.end);
+            let Some(known) = known.and_then(|topic| topic.partitions.get(&partition.to_string())) else {
+                continue;
+            };
+            position.end = Some(known.end()).filter(|end| *end >= 0).or(position.end);
+            position.is_read = known.fetchq_cnt == 0 && known.end() >= 0 && known.next_offset >= known.end();
         }
     }
 }
@@ -334,6 +340,12 @@ struct TopicStatistics {
 struct PartitionStatistics {
     hi_offset: i64,
     ls_offset: i64,
+    /// From where the brokers are asked next.
+    #[serde(default)]
+    next_offset: i64,
+    /// Records that wait to be handed over.
+    #[serde(default)]
+    fetchq_cnt: u64,
 }
 
 impl PartitionStatistics {
@@ -386,6 +398,17 @@ mod tests {
             assert_eq!((told.is_connected, told.is_joined), (Some(true), true));
             assert_eq!(told.positions[&partition].end, Some(11));
         }
+        let read = |next_offset: i64, waiting: u64| {
+            let partition_told = format!(
+                r#"{{"hi_offset":12,"ls_offset":11,"next_offset":{next_offset},"fetchq_cnt":{waiting}}}"#
+            );
+            let told = format!(r#"{{"topics":{{"commands":{{"partitions":{{"1":{partition_told}}}}}}}}}"#);
+            group.stats_raw(told.as_bytes());
+            group.told().positions[&partition].is_read
+        };
+        assert!(read(11, 0));
+        assert!(!read(10, 0), "there is more to fetch");
+        assert!(!read(11, 3), "there is more to hand over");
         group.stats_raw(br#"{"brokers":{"a":{"state":"DOWN"}}}"#);
         let told = group.told();
         assert_eq!((told.is_connected, told.is_joined), (Some(false), false));

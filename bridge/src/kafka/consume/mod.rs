@@ -2,14 +2,15 @@
 //!
 //! A consumed record is published as HTTP publishes: it goes into the journal, and from there to whoever subscribed; at
 //! QoS 1 it waits for a device that is away. Its offset is committed when it is durable in the journal, so that it gets
-//! there at least once; the records of a partition keep their order. What can be published nowhere is counted, told and
-//! passed over, and holds nothing up. While the journal takes nothing, nothing more is consumed.
+//! there at least once; the records of a partition keep their order. What can be published nowhere is a dead
+//! letter ([`dead_letter`]), counted and told, and holds nothing up. While the journal takes nothing, nothing more is consumed.
 //!
 //! Where a record is published is said in [`place`], how none goes round for ever in [`origin`], where a group begins
 //! in [`group`].
 
 mod carry;
 mod config;
+mod dead_letter;
 mod group;
 mod headers;
 mod origin;
@@ -161,6 +162,7 @@ impl Session {
                 routes: &self.routes,
                 broker: &self.broker,
                 stop: &self.stop,
+                runtime: &self.runtime,
                 missing,
             },
             &mut self.report,

@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 
 use metrics::{Counter, Gauge, counter, gauge};
 
+use rdkafka::message::{BorrowedMessage, Message as _};
+
 use crate::health::{Lag, Part, State};
 
+use super::dead_letter::Place;
 use super::place::Unplaced;
 
 /// Rejects less than this apart belong to one burst, of which only the first is logged.
@@ -72,15 +75,29 @@ impl Reporter {
             .increment(1);
     }
 
-    /// It can be published nowhere.
-    pub(super) fn rejected(&mut self, topic: usize, partition: i32, offset: i64, why: &Unplaced) {
+    /// It can be published nowhere, and is kept in this place, told as such.
+    pub(super) fn rejected(
+        &mut self,
+        topic: usize,
+        record: &BorrowedMessage<'_>,
+        why: &Unplaced,
+        (place, kept): (Place, &str),
+    ) {
         let (source, topic) = (self.part.name(), &self.topics[topic].topic);
         counter!(
             "tidegate_source_rejected_total", "source" => source, "topic" => topic.clone(), "reason" => why.reason
         )
         .increment(1);
+        let to = match place {
+            Place::Topic => "topic",
+            Place::File => "file",
+            Place::Nowhere => "nowhere",
+        };
+        counter!("tidegate_source_dead_letters_total", "source" => source, "to" => to).increment(1);
         let told = format!(
-            "the record at offset {offset} of partition {partition} of the Kafka topic {topic} was rejected: {}",
+            "the record at offset {} of partition {} of the Kafka topic {topic} was rejected: {}; {kept}",
+            record.offset(),
+            record.partition(),
             why.detail
         );
         let now = Instant::now();

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 /// The file, and the one before it.
 #[derive(Debug)]
-pub(super) struct DeadLetterFile {
+pub(in super::super) struct DeadLetterFile {
     folder: PathBuf,
     sink: &'static str,
     /// When a file is full.
@@ -29,12 +29,12 @@ struct Open {
 
 impl DeadLetterFile {
     /// The file of `sink` in `folder`, which is made when it is needed; both files together hold `bytes_max`.
-    pub(super) const fn new(folder: PathBuf, sink: &'static str, bytes_max: u64) -> Self {
+    pub(in super::super) const fn new(folder: PathBuf, sink: &'static str, bytes_max: u64) -> Self {
         Self { folder, sink, bytes_max: bytes_max / 2, open: None, unsynced: false }
     }
 
     /// Where it lies.
-    pub(super) fn path(&self) -> PathBuf {
+    pub(in super::super) fn path(&self) -> PathBuf {
         self.folder.join(format!("{}.jsonl", self.sink))
     }
 
@@ -44,7 +44,7 @@ impl DeadLetterFile {
     }
 
     /// Adds a line, which ends in a line feed.
-    pub(super) fn append(&mut self, line: &[u8]) -> io::Result<()> {
+    pub(in super::super) fn append(&mut self, line: &[u8]) -> io::Result<()> {
         let bytes = line.len() as u64;
         let mut open = match self.open.take() {
             Some(open) => open,
@@ -64,7 +64,7 @@ impl DeadLetterFile {
     }
 
     /// Returns when everything appended is on disk.
-    pub(super) fn sync(&mut self) -> io::Result<()> {
+    pub(in super::super) fn sync(&mut self) -> io::Result<()> {
         if !self.unsynced {
             return Ok(());
         }
