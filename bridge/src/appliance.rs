@@ -10,6 +10,7 @@ mod folder;
 mod journal_watch;
 mod listeners;
 mod logging;
+mod metrics;
 mod signals;
 pub mod sinks;
 
@@ -22,7 +23,6 @@ use std::time::{Duration, Instant};
 use tidegate_broker::journal::{FileStorage, Journal, OpenError};
 use tidegate_broker::server::{self, CertificateError, Certificates, Server};
 
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::runtime::Runtime;
 
 use crate::config::{Config, period};
@@ -186,7 +186,7 @@ struct Appliance {
 impl Appliance {
     fn start(config: &Config, runtime: &Runtime) -> Result<Self, StartError> {
         let open_files = folder::raise_open_files();
-        let metrics = metrics(runtime)?;
+        let metrics = metrics::install(runtime)?;
         folder::make(&config.data_dir)?;
         let access_files = AccessFiles::open(config)?;
         let access = access_files.access();
@@ -343,20 +343,4 @@ fn warn_of_little_space(config: &Config, journal: &Journal) {
             may_grow >> 20,
         );
     }
-}
-
-/// Takes what every part counts, for `/metrics`.
-fn metrics(runtime: &Runtime) -> Result<PrometheusHandle, StartError> {
-    let handle = PrometheusBuilder::new()
-        .install_recorder()
-        .map_err(|error| StartError::Internal { part: "the metrics", error: error.to_string() })?;
-    let kept = handle.clone();
-    runtime.spawn(async move {
-        let mut tick = tokio::time::interval(Duration::from_secs(5));
-        loop {
-            tick.tick().await;
-            kept.run_upkeep();
-        }
-    });
-    Ok(handle)
 }

@@ -31,7 +31,7 @@ use super::stop::Stop;
 use super::template::Template;
 
 /// Records that are published as one series.
-const RECORDS_MAX: usize = 512;
+const RECORDS_MAX: usize = 2_048;
 /// A series takes no further record once it has this many bytes of payload.
 const BYTES_MAX: usize = 1 << 20;
 /// How long to wait for records.
@@ -526,9 +526,9 @@ impl<'a> Carrier<'a> {
         self.consumer.context().told().last_error = None;
         if !is_joined && self.joined_at.elapsed() >= JOIN_PATIENCE {
             let detail = format!(
-                "the consumer group {} has given this member no partitions for {} s: another member may hold it up",
+                "the consumer group {} has given this member no partitions for more than {} s: another member may hold it up",
                 self.context.group,
-                self.joined_at.elapsed().as_secs()
+                JOIN_PATIENCE.as_secs()
             );
             return self.report.troubled(State::Down, &detail);
         }
