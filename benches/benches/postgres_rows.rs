@@ -113,7 +113,8 @@ fn fill(url: &str, days: u32) {
         psql(url, &sql.iter().fold(DAY.to_owned(), |sql, (name, value)| sql.replace(name, value)));
         println!("{day:>3} days ago: stored in {:.0} s", begun.elapsed().as_secs_f64());
     }
-    psql(url, "SELECT tidegate_internal.find_series(); VACUUM ANALYZE");
+    psql(url, "SELECT tidegate_internal.find_series()");
+    psql(url, "VACUUM ANALYZE");
 }
 
 /// Milliseconds, in the server, and the plan.
