@@ -72,14 +72,14 @@ impl Account {
     }
 
     /// The sink goes on where `found` lies before it. What is no longer before it the destination has stored, except
-    /// that `lost` entries were trimmed; what is before it again has come back.
-    pub fn resume(&mut self, found: RecordsFrom, lost: u64, rejected: &Reasons) {
+    /// that `lost` entries were trimmed; what is before it again has come back. Returns how many were delivered.
+    pub fn resume(&mut self, found: RecordsFrom, lost: u64, rejected: &Reasons) -> u64 {
         let pending = self.pending(found.total);
         let gone = pending.saturating_sub(found.records);
         let trimmed = gone.min(lost);
         self.trimmed += trimmed;
-        self.passed(gone - trimmed, rejected);
         self.behind += found.records.saturating_sub(pending);
+        self.passed(gone - trimmed, rejected)
     }
 
     /// Records were trimmed before the sink had read them: `found` is left, and `in_flight` it has read.
@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(account.passed(4, &rejected(1, 0)), 3);
         check(&account, 8, [15, 7, 1, 0, 7]);
         // The connection was lost, but three more had arrived, one to be rejected.
-        account.resume(RecordsFrom { records: 4, total: 8 }, 0, &rejected(2, 0));
+        assert_eq!(account.resume(RecordsFrom { records: 4, total: 8 }, 0, &rejected(2, 0)), 2);
         check(&account, 8, [15, 9, 2, 0, 4]);
         // Two more come, and five are trimmed, while one is in flight.
         account.trimmed(RecordsFrom { records: 0, total: 10 }, 1);
@@ -155,14 +155,14 @@ mod tests {
     fn what_a_destination_has_forgotten_comes_in_again() {
         let mut account = Account::begin(RecordsFrom { records: 5, total: 0 });
         account.passed(5, &rejected(0, 0));
-        account.resume(RecordsFrom { records: 3, total: 0 }, 0, &rejected(0, 0));
+        assert_eq!(account.resume(RecordsFrom { records: 3, total: 0 }, 0, &rejected(0, 0)), 0);
         check(&account, 0, [8, 5, 0, 0, 3]);
     }
 
     #[test]
     fn a_gap_while_it_was_away_is_told_apart_from_what_arrived() {
         let mut account = Account::begin(RecordsFrom { records: 20, total: 0 });
-        account.resume(RecordsFrom { records: 8, total: 0 }, 9, &rejected(0, 0));
+        assert_eq!(account.resume(RecordsFrom { records: 8, total: 0 }, 9, &rejected(0, 0)), 3);
         check(&account, 0, [20, 3, 0, 9, 8]);
     }
 }

@@ -145,7 +145,10 @@ impl Reporter {
     /// What lies before the sink when it goes on elsewhere than where it was.
     pub(super) fn resume_account(&self, found: RecordsFrom, lost: u64) {
         let reasons = self.part.report().reasons;
-        self.part.book(|account| account.as_mut().map(|account| account.resume(found, lost, &reasons)));
+        let delivered = self
+            .part
+            .book(|account| account.as_mut().map_or(0, |account| account.resume(found, lost, &reasons)));
+        self.delivered.increment(delivered);
     }
 
     /// What is left when something was trimmed before it was read.
