@@ -138,6 +138,46 @@ async fn waits_saying(tidegate: &Tidegate, text: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn health_readings_arrive_as_avro_once_in_transactions_over_kills() {
+    const ROUNDS: usize = 3;
+    const READINGS: usize = 6;
+    let (names, registry) = (Names::new(), Registry::new(services::schema_registry()));
+    let settings = names
+        .with_file(services::schema_registry())
+        .set("TIDEGATE_KAFKA_EXACTLY_ONCE", "true")
+        .set("TIDEGATE_KAFKA_CURSOR_TOPIC", &format!("{}-cursors", names.topic));
+    let mut tidegate = Tidegate::start(settings).await;
+    for round in 0..ROUNDS {
+        for reading in 0..READINGS {
+            publish(&tidegate, &FULL.replace("72", &(round * READINGS + reading).to_string()));
+        }
+        publish(&tidegate, &FULL.replace("72", "\"fast\""));
+        if round == 0 {
+            eventually("a transaction with a dead letter is committed", PATIENCE, async || {
+                (tidegate.sink("kafka").await.rejected == 1).then_some(())
+            })
+            .await;
+        }
+        tidegate.crash_and_restart().await;
+    }
+    let mut topic = Topic::open(services::kafka(), &names.topic).await;
+    topic.matching(ROUNDS * READINGS, PATIENCE, |_| true).await;
+    let mut dead = Topic::open(services::kafka(), &names.dead_letters).await;
+    dead.matching(3, PATIENCE, |_| true).await;
+    assert!(tidegate.drain().await.success());
+    topic.read_to_end(PATIENCE).await;
+    let mut rates = Vec::new();
+    for record in &topic.records {
+        rates.push(field(&registry.read(record).await.1, "heartRate").clone());
+    }
+    let expected: Vec<Value> = (0..18).map(Value::Int).collect();
+    assert_eq!(rates, expected, "each once, in order");
+    dead.read_to_end(PATIENCE).await;
+    let reasons: Vec<_> = dead.records.iter().map(|record| record.header("tidegate_reason")).collect();
+    assert_eq!(reasons, [Some("schema"); ROUNDS]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_health_reading_arrives_as_avro_and_what_does_not_fit_is_a_dead_letter_that_names_the_field() {
     let (names, registry) = (Names::new(), Registry::new(services::schema_registry()));
     let tidegate = Tidegate::start(names.with_file(services::schema_registry())).await;

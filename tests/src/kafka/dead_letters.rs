@@ -12,6 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tidegate::health::State;
 use tidegate::kafka::Config;
+use tidegate::route::{KeyRule, RouteConfig};
 use tidegate_broker::record::Qos;
 
 use super::stage::*;
@@ -139,6 +140,49 @@ async fn without_a_dead_letter_topic_everything_goes_into_the_file() {
     assert_eq!(filed.len(), 1);
     assert_eq!(filed[0]["payload"], Value::Null, "it is no text");
     assert!(filed[0]["payload_base64"].as_str().unwrap().starts_with("////"));
+}
+
+/// Kafka refuses the whole record batch for the sake of one record, and says which it was.
+#[tokio::test]
+async fn what_kafka_finds_invalid_is_a_dead_letter_and_its_neighbours_arrive() {
+    let (servers, prefix) = (services::kafka(), prefix());
+    let (mut config, folder) = impatient(servers, &prefix);
+    let (compacted, recent) = (format!("{prefix}compacted"), format!("{prefix}recent"));
+    let admin = admin(servers);
+    // One takes no record without a key, the other none that is older than a millisecond.
+    create(&admin, &compacted, &[("cleanup.policy", "compact")]).await;
+    create(&admin, &recent, &[("message.timestamp.before.max.ms", "1")]).await;
+    let route = |filter: &str, topic: &str, key| RouteConfig {
+        filter: filter.into(),
+        topic: topic.into(),
+        key,
+        ..RouteConfig::default()
+    };
+    config.routes = vec![
+        route("sensors/#", &compacted, KeyRule::Device),
+        route("alerts/#", &compacted, KeyRule::None),
+        route("#", &recent, KeyRule::Client),
+    ];
+    let mut filled = Filled::new();
+    for number in 0..20 {
+        let topic = if [7, 8].contains(&number) { "alerts/high" } else { "sensors/d/x" };
+        filled.append("c", topic, b"", number.to_string().as_bytes());
+    }
+    filled.append("c", "late", b"", b"late");
+    filled.settle().await;
+    let carrying = Carrying::start(&filled.journal, &config);
+    carrying.until_delivered(&filled.journal).await;
+    assert_eq!(carrying.part.report().rejected, 3);
+    carrying.drain().await;
+    let consumed = consume(servers, &[compacted]).await;
+    let neighbours: Vec<String> =
+        (0..20).filter(|number| ![7, 8].contains(number)).map(|number: i32| number.to_string()).collect();
+    assert_eq!(values(&consumed), neighbours, "each once, in order");
+    let dead = consume(servers, &[format!("{prefix}dead-letter")]).await;
+    let reasons: BTreeMap<&str, &str> =
+        dead.iter().map(|record| (record.value_text(), record.header("tidegate_reason"))).collect();
+    assert_eq!(reasons, BTreeMap::from([("7", "invalid"), ("8", "invalid"), ("late", "invalid_timestamp")]));
+    assert_eq!(filed(folder.path()).len(), 0, "the dead-letter topic took them");
 }
 
 #[tokio::test]
@@ -378,6 +422,45 @@ async fn where_the_dead_letter_topic_may_not_be_written_the_file_has_them() {
     carrying.drain().await;
     let offsets: Vec<_> = filed(folder.path()).iter().map(|line| line["offset"].as_u64().unwrap()).collect();
     assert_eq!(offsets, (0..10).map(|number| 2 * number + 1).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn the_program_keeps_dead_letters_in_its_data_folder_where_kafka_takes_none() {
+    const PUBLISHES: u64 = 30;
+    let secure = services::kafka_secure();
+    let topic = format!("{}{}", Secure::ALLOWED, unique("small"));
+    let properties = login("writer").map(|(name, value)| format!("\"{name}\" = \"{value}\""));
+    let settings = Settings::default()
+        .kafka(&secure.sasl)
+        .set("TIDEGATE_KAFKA_PROPERTIES", &format!("{{ {} }}", properties.join(", ")))
+        .set(
+            "TIDEGATE_KAFKA_ROUTES",
+            &format!("[{{ filter = \"#\", topic = \"{topic}\", key = \"device\" }}]"),
+        )
+        .set("TIDEGATE_KAFKA_DEAD_LETTER_TOPIC", &unique("forbidden"))
+        .set("TIDEGATE_KAFKA_MAX_RECORD_BYTES", "1000");
+    let mut tidegate = Tidegate::start(settings).await;
+    let payload = |_: &str, number: u64| {
+        let padding = if number.is_multiple_of(3) { 1_500 } else { 0 };
+        format!("{number}{}", " ".repeat(padding)).into_bytes()
+    };
+    let device = Device::new(tidegate.mqtt, "d", Qos::AtLeastOnce);
+    let device = Device { limit: PUBLISHES, payload, ..device };
+    let (_order, orders) = tokio::sync::watch::channel(Order::Publish);
+    assert_eq!(device.run(orders, Arc::default()).await.acknowledged, PUBLISHES);
+    let file = tidegate.folder().join("data/dead-letters");
+    let health = crate::support::eventually("all are rejected", DEADLINE, async || {
+        Some(tidegate.sink("kafka").await).filter(|health| health.rejected == PUBLISHES / 3)
+    })
+    .await;
+    assert!(health.detail.contains("dead-letters/kafka.jsonl"), "it says where they are: {health:?}");
+    // What is counted is on disk.
+    tidegate.kill();
+    let kept = filed(&file);
+    let numbers: BTreeSet<u64> =
+        kept.iter().map(|line| line["payload"].as_str().unwrap().trim_end().parse().unwrap()).collect();
+    assert_eq!(numbers, (0..PUBLISHES).step_by(3).collect());
+    assert!(kept.iter().all(|line| line["reason"] == "too_large"), "{kept:?}");
 }
 
 #[tokio::test]
