@@ -13,7 +13,8 @@ use crate::support::tidegate::{Settings, Tidegate};
 use crate::support::{PATIENCE, eventually, http};
 
 const OPEN_FILES_MAX: u32 = 200;
-const CLIENTS: usize = 250;
+/// More than find a place, and fewer than twice as many.
+const CLIENTS: usize = 210;
 const TOLD: &str = "no more connections are accepted";
 
 /// How many leave.
@@ -109,6 +110,17 @@ async fn who_finds_no_place_waits_until_somebody_leaves() {
     clients.iter_mut().for_each(assert_let_in);
     assert_eq!(tidegate.log().matches(TOLD).count(), 1, "it is told once:\n{}", tidegate.log());
     tidegate.assert_alive();
+}
+
+/// A connection that the system drops because too many wait is tried again for two minutes, and then fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_site_may_wait_to_be_let_in() {
+    let tidegate = Tidegate::start(settings().open_files_max(OPEN_FILES_MAX)).await;
+    let begun = std::time::Instant::now();
+    let clients: Vec<Raw> = (0..600).map(|number| knock(&tidegate, number)).collect();
+    // The first that is dropped comes again after a second, the later ones after three, seven, fifteen.
+    assert!(begun.elapsed() < PATIENCE, "connecting took {:?}", begun.elapsed());
+    assert!(inside(&clients) < OPEN_FILES_MAX as usize, "the others wait");
 }
 
 #[tokio::test(flavor = "multi_thread")]

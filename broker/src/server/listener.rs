@@ -20,6 +20,11 @@ use super::transport::Transport;
 /// trying at once would be trying without end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
+/// How many clients the system may let wait to be accepted; it takes less if its own limit (`net.core.somaxconn`) is
+/// lower. With the usual 128, clients beyond that are not even refused: they try again after seconds, when a whole site
+/// connects at once.
+const WAITING_MAX: i32 = 4_096;
+
 /// A listener that is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
@@ -92,6 +97,7 @@ impl Listener {
     pub(super) fn bind(listen: &Listen) -> Result<Option<Self>, StartError> {
         let bound = match &listen.place {
             Place::Address(address) => TcpListener::bind(*address).and_then(|listener| {
+                rustix::net::listen(&listener, WAITING_MAX)?;
                 let place = Place::Address(listener.local_addr()?);
                 Ok((Bound::Tcp(listener), place))
             }),
@@ -197,6 +203,7 @@ fn bind_path(path: &Path, mode: u32) -> io::Result<UnixListener> {
         Err(error) => return Err(error),
     }
     let listener = UnixListener::bind(path)?;
+    rustix::net::listen(&listener, WAITING_MAX)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     Ok(listener)
 }
