@@ -34,7 +34,7 @@ const DESCRIPTIONS: [(Kind, &str, &str); 22] = [
         "Dead letters in files that gave way to newer ones.",
     ),
     (Counter, "tidegate_sink_dead_letters_total", "Records kept as dead letters, by where."),
-    (Counter, "tidegate_sink_delivered_total", "Records confirmed by the destination, rejects among them."),
+    (Counter, "tidegate_sink_delivered_total", "Records that the destination has stored, without rejects."),
     (Gauge, "tidegate_sink_lag_entries", "Journal entries that are not confirmed yet."),
     (Gauge, "tidegate_sink_lag_seconds", "Age of the oldest of them."),
     (Counter, "tidegate_sink_lost_total", "Entries that the journal dropped before they were delivered."),
