@@ -281,8 +281,7 @@ fn consumer(
     if !config.kafka.is_on() || !config.kafka.consume.is_on() {
         return Ok(None);
     }
-    let mut settings = config.kafka.clone();
-    settings.dead_letter.folder = Some(sinks::dead_letter_folder(config));
+    let settings = sinks::kafka_settings(config);
     let started = KafkaConsumer::start(&settings, journal.id(), server.handle(), runtime.handle());
     started
         .map(Some)

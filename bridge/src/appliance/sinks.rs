@@ -3,7 +3,6 @@
 //! The cursor's name is the sink's name. A sink that is switched off again leaves its cursor, so that it goes on
 //! where it was once it is switched on; until then the cursor holds the journal's segments back.
 
-use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::health::Part;
-use crate::kafka::{ExactlyOnceSink, KafkaSink};
+use crate::kafka::{self, ExactlyOnceSink, KafkaSink};
 use crate::postgres::PostgresSink;
 use crate::pump::{DrainSignal, Sink, carry};
 
@@ -32,9 +31,11 @@ pub(super) struct Sinks {
     drain: watch::Sender<Option<tokio::time::Instant>>,
 }
 
-/// Where what no Kafka topic takes is kept.
-pub(super) fn dead_letter_folder(config: &Config) -> PathBuf {
-    config.data_dir.join("dead-letters")
+/// What is configured of Kafka, with the folder for what no topic takes.
+pub(super) fn kafka_settings(config: &Config) -> kafka::Config {
+    let mut settings = config.kafka.clone();
+    settings.dead_letter.folder = Some(config.data_dir.join("dead-letters"));
+    settings
 }
 
 impl Sinks {
@@ -49,8 +50,7 @@ impl Sinks {
                 part: "the Kafka sink",
                 error: mistakes.join("; "),
             };
-            let mut settings = config.kafka.clone();
-            settings.dead_letter.folder = Some(dead_letter_folder(config));
+            let settings = kafka_settings(config);
             let (id, told) = (journal.id(), part.clone());
             if settings.exactly_once {
                 let sink = ExactlyOnceSink::new(&settings, id, told).map_err(wrong)?;
