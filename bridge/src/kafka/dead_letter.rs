@@ -153,7 +153,7 @@ impl DeadLetters {
         let Some(file) = &mut self.file else {
             return self.add(offset, record, wrong, Place::Nowhere);
         };
-        let text = std::str::from_utf8(record.payload).ok();
+        let (payload, payload_base64) = text_or_base64(record.payload);
         let line = Line {
             journal: format!("{:032x}", self.journal.0),
             offset: offset.0,
@@ -164,8 +164,8 @@ impl DeadLetters {
             key: key.map(String::from_utf8_lossy),
             reason: wrong.reason,
             detail: &wrong.detail,
-            payload: text,
-            payload_base64: text.is_none().then(|| STANDARD.encode(record.payload)),
+            payload,
+            payload_base64,
         };
         self.line.clear();
         serde_json::to_writer(&mut self.line, &line).expect("texts and numbers are always JSON");
@@ -250,6 +250,14 @@ pub(super) fn shortened(detail: &str) -> &str {
 pub(super) fn rfc_3339(milliseconds: i64) -> Option<String> {
     let time = jiff::Timestamp::from_millisecond(milliseconds).ok()?;
     Some(format!("{time:.3}"))
+}
+
+/// `bytes` if they are UTF-8, else in base64 (RFC 4648 section 4): a line of a file has one of the two.
+pub(super) fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<String>) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => (Some(text), None),
+        Err(_) => (None, Some(STANDARD.encode(bytes))),
+    }
 }
 
 /// A line of the file.

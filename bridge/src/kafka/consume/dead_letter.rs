@@ -7,8 +7,6 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use rdkafka::ClientContext;
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
@@ -372,6 +370,8 @@ impl ProducerContext for Reports {
 /// A line of the file, with its line feed.
 fn line(record: &BorrowedMessage<'_>, why: &Unplaced, group: &str) -> Vec<u8> {
     let (headers, _) = native::headers(record);
+    let (key, key_base64) = optional(record.key());
+    let (payload, payload_base64) = optional(record.payload());
     let line = Line {
         time: record.timestamp().to_millis().and_then(dead_letter::rfc_3339),
         kafka_topic: record.topic(),
@@ -380,15 +380,23 @@ fn line(record: &BorrowedMessage<'_>, why: &Unplaced, group: &str) -> Vec<u8> {
         group,
         reason: why.reason,
         detail: &why.detail,
-        key: record.key().map(Bytes::new),
-        headers: headers.iter().map(|(name, value)| (*name, value.map(Bytes::new))).collect(),
-        payload: record.payload().map(Bytes::new),
+        key,
+        key_base64,
+        headers: headers.iter().map(|(name, value)| LineHeader::new(name, *value)).collect(),
+        payload,
+        payload_base64,
     };
     let mut text = serde_json::to_vec(&line).expect("texts and numbers are always JSON");
     text.push(b'\n');
     text
 }
 
+/// As [`dead_letter::text_or_base64`]; neither for what is absent.
+fn optional(bytes: Option<&[u8]>) -> (Option<&str>, Option<String>) {
+    bytes.map_or((None, None), dead_letter::text_or_base64)
+}
+
+/// What is absent is left out.
 #[derive(Serialize)]
 struct Line<'a> {
     /// RFC 3339; the record's own time.
@@ -399,22 +407,30 @@ struct Line<'a> {
     group: &'a str,
     reason: &'a str,
     detail: &'a str,
-    key: Option<Bytes<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_base64: Option<String>,
     /// In their order, without those whose names are no text.
-    headers: Vec<(&'a str, Option<Bytes<'a>>)>,
-    payload: Option<Bytes<'a>>,
+    headers: Vec<LineHeader<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload_base64: Option<String>,
 }
 
-/// A text as it is; other bytes as `{"base64": "..."}`.
 #[derive(Serialize)]
-#[serde(untagged)]
-enum Bytes<'a> {
-    Text(&'a str),
-    Other { base64: String },
+struct LineHeader<'a> {
+    name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value_base64: Option<String>,
 }
 
-impl<'a> Bytes<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
-        std::str::from_utf8(bytes).map_or_else(|_| Self::Other { base64: STANDARD.encode(bytes) }, Self::Text)
+impl<'a> LineHeader<'a> {
+    fn new(name: &'a str, value: Option<&'a [u8]>) -> Self {
+        let (value, value_base64) = optional(value);
+        Self { name, value, value_base64 }
     }
 }
