@@ -11,6 +11,8 @@
 //! ```text
 //! eval "$(tests/services start postgres)" && cargo bench -p tidegate-benches --bench postgres
 //! ```
+//!
+//! `-- --only TEXT` runs the loads whose names contain it, `--rounds N` is how often each side has its turn.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run says so by its panic")]
 
@@ -18,6 +20,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use clap::Parser;
 use tidegate::health::Part;
 use tidegate::postgres::copy::{COLUMNS, RowEncoder};
 use tidegate::postgres::{Config, PostgresSink};
@@ -29,7 +32,17 @@ use tidegate_broker::topic::TopicName;
 use tokio::sync::watch;
 
 const RECORDS: u64 = 500_000;
-const ROUNDS: usize = 3;
+
+#[derive(Parser)]
+struct Arguments {
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    #[arg(long, default_value = "")]
+    only: String,
+    /// What cargo adds.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
 
 /// Devices that take turns.
 struct Load {
@@ -153,6 +166,7 @@ fn main() {
         );
         return;
     };
+    let Arguments { rounds, only, .. } = Arguments::parse();
     let database = format!("bench_{}", std::process::id());
     psql(&server, &format!("CREATE DATABASE {database}"));
     let url = format!("{}/{database}", server.rsplit_once('/').unwrap().0);
@@ -161,7 +175,7 @@ fn main() {
         "{:<36} {:>14} {:>10} {:>7} {:>13} {:>7}",
         "", "psql \\copy", "tidegate", "ratio", "with rollups", "ratio"
     );
-    for (index, load) in LOADS.iter().enumerate() {
+    for (index, load) in LOADS.iter().filter(|load| load.name.contains(&only)).enumerate() {
         let folder = tempfile::tempdir().unwrap();
         let journal = load.journal(folder.path());
         let file = folder.path().join("rows");
@@ -170,7 +184,7 @@ fn main() {
             // Makes the tables.
             tidegate(&url, &journal, "first");
         }
-        for round in 0..ROUNDS {
+        for round in 0..rounds {
             empty(&url);
             let (stored, rolled_up) = tidegate(&url, &journal, &format!("round-{round}"));
             empty(&url);

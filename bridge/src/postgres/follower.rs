@@ -52,10 +52,20 @@ impl Drop for Follower {
     }
 }
 
+/// Series of which nothing was stored before, except what is older than `since_us` and forgotten.
+#[derive(Debug, Default)]
+pub(super) struct Begun {
+    /// Device and metric.
+    pub(super) series: Vec<Box<[u8]>>,
+    /// In microseconds since 2000.
+    pub(super) since_us: i64,
+}
+
 /// The sums of a stretch of readings.
 #[derive(Debug)]
 struct Item {
     buckets: Buckets,
+    begun: Begun,
     end: Offset,
     /// Somebody else has moved the cursor there.
     is_written: bool,
@@ -111,7 +121,8 @@ impl Follower {
         if count == 0 {
             return Ok(Room::default());
         }
-        if self.room.available_permits() < count as usize {
+        // Early enough that readings need not wait.
+        if self.room.available_permits() < (BUCKETS_MAX / 2 + count) as usize {
             self.hurry.notify_one();
         }
         let room = Arc::clone(&self.room);
@@ -123,15 +134,16 @@ impl Follower {
         }
     }
 
-    /// Hands over the sums of the committed readings from [`Self::end`] to `end`.
+    /// Hands over the sums of the committed readings from [`Self::end`] to `end`, with which some series have `begun`.
     pub(super) async fn push(
         &mut self,
         mut buckets: Buckets,
+        begun: Begun,
         end: Offset,
         room: Room,
     ) -> Result<(), SinkError> {
         buckets.retain_numbers();
-        self.hand_over(Item { buckets, end, is_written: false, room: room.0 }).await
+        self.hand_over(Item { buckets, begun, end, is_written: false, room: room.0 }).await
     }
 
     /// The transaction that stored readings has moved the cursor to `end`, after [`Self::settled`].
@@ -139,7 +151,8 @@ impl Follower {
         if end <= self.end {
             return Ok(());
         }
-        self.hand_over(Item { buckets: Buckets::default(), end, is_written: true, room: None }).await
+        let (buckets, begun) = (Buckets::default(), Begun::default());
+        self.hand_over(Item { buckets, begun, end, is_written: true, room: None }).await
     }
 
     async fn hand_over(&mut self, item: Item) -> Result<(), SinkError> {

@@ -4,11 +4,11 @@
 //! Buckets are in the order of device, metric and time, so that two instances that add to the same ones never wait for
 //! each other in a circle.
 
-use std::collections::HashMap;
 use std::error::Error;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+use foldhash::HashMap;
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
 use super::connection::PART_BYTES;
 use super::copy::{HEADER, TRAILER, put_f64, put_i64, put_text};
@@ -90,8 +90,7 @@ impl Rollup {
     /// Adds a reading. `time_us` is as PostgreSQL counts, from 2000 on.
     pub(super) fn push(&mut self, reading: &Reading<'_>, time_us: i64) {
         self.key.clear();
-        push_text(&mut self.key, reading.device);
-        push_text(&mut self.key, reading.metric);
+        put_names(&mut self.key, reading.device, reading.metric);
         push_time(&mut self.key, time_us.div_euclid(MINUTE_US) * MINUTE_US);
         let numbers = reading.number.map_or(Numbers::NONE, |number| Numbers::of(number, time_us));
         match self.minutes.get_mut(self.key.as_slice()) {
@@ -110,6 +109,12 @@ impl Rollup {
         sorted.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         Buckets(sorted)
     }
+}
+
+/// Device and metric with their ends: what the key of a bucket begins with.
+pub(super) fn put_names(key: &mut Vec<u8>, device: &str, metric: &str) {
+    push_text(key, device);
+    push_text(key, metric);
 }
 
 /// As it lies in a row: without U+0000.
@@ -343,6 +348,16 @@ impl ToSql for Micros {
     }
 
     to_sql_checked!();
+}
+
+impl FromSql<'_> for Micros {
+    fn from_sql(_: &Type, raw: &[u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        Ok(Self(i64::from_be_bytes(raw.try_into()?)))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::TIMESTAMPTZ
+    }
 }
 
 #[cfg(test)]

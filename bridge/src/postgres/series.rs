@@ -3,58 +3,119 @@
 //! The table changes only when a series is new or has reached another day, in the transaction of the readings. What was
 //! written is remembered, so that a series costs nothing for the rest of its day.
 
-use std::collections::HashMap;
+use bytes::{BufMut, Bytes, BytesMut};
+use foldhash::HashMap;
+use tokio_postgres::types::ToSql;
 
-use super::rollup::{Buckets, Micros, texts};
+use super::copy::{HEADER, TRAILER, put_i64, put_text};
+use super::rollup::{Buckets, Micros, put_names, texts};
 
 const DAY_US: i64 = 86_400_000_000;
 /// With more series than this all of them are forgotten, and written again if they have changed.
 const KNOWN_MAX: usize = 1_000_000;
+/// So many are read from the database at the beginning, if there are no more; about 100 bytes of memory each.
+const READ_MAX: usize = 200_000;
 
 /// The series that the database is known to have.
 #[derive(Debug, Default)]
 pub(super) struct Series {
     /// By device and metric; the day begins at so many microseconds since 2000.
     known: HashMap<Box<[u8]>, i64>,
+    /// The database had no others when it was last asked, and nobody else is known to write any.
+    is_complete: bool,
 }
 
 /// Series that the database may not have, in the order in which everybody changes them.
 #[derive(Debug, Default)]
-pub(super) struct Changed(Vec<(Box<[u8]>, i64)>);
+pub(super) struct Changed {
+    /// Of which nothing is known.
+    unknown: Vec<(Box<[u8]>, i64)>,
+    /// Which have reached another day.
+    known: Vec<(Box<[u8]>, i64)>,
+}
 
 /// What [`upsert`] takes: one list per column.
 #[derive(Debug, Default)]
 pub(super) struct Columns<'a> {
-    pub(super) device: Vec<&'a str>,
-    pub(super) metric: Vec<&'a str>,
-    pub(super) since: Vec<Micros>,
+    device: Vec<&'a str>,
+    metric: Vec<&'a str>,
+    since: Vec<Micros>,
 }
 
 impl Series {
-    /// Those of `buckets` that are new, or of a later day than known.
+    /// From the rows of [`read`].
+    pub(super) fn from_rows<'r>(rows: impl ExactSizeIterator<Item = (&'r str, &'r str, Micros)>) -> Self {
+        if rows.len() > READ_MAX {
+            return Self::default();
+        }
+        let known = rows.map(|(device, metric, Micros(day))| {
+            let mut names = Vec::with_capacity(device.len() + metric.len() + 2);
+            put_names(&mut names, device, metric);
+            (names.into_boxed_slice(), day)
+        });
+        Self { known: known.collect(), is_complete: true }
+    }
+
+    /// Whether series that are not known are new.
+    pub(super) const fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
+    /// Somebody else writes series.
+    pub(super) const fn doubt(&mut self) {
+        self.is_complete = false;
+    }
+
+    /// Those of `buckets` that are not known, or of a later day than known.
     pub(super) fn changed(&self, buckets: &Buckets) -> Changed {
-        let days = buckets.series().map(|(names, minute_us)| (names, minute_us.div_euclid(DAY_US) * DAY_US));
-        let news = days.filter(|(names, day)| self.known.get(*names).is_none_or(|known| known < day));
-        Changed(news.map(|(names, day)| (names.into(), day)).collect())
+        let mut changed = Changed::default();
+        for (names, minute_us) in buckets.series() {
+            let day = minute_us.div_euclid(DAY_US) * DAY_US;
+            match self.known.get(names) {
+                None => changed.unknown.push((names.into(), day)),
+                Some(known) if *known < day => changed.known.push((names.into(), day)),
+                Some(_) => {}
+            }
+        }
+        changed
     }
 
     /// The database has these now.
     pub(super) fn learn(&mut self, changed: Changed) {
-        if self.known.len() + changed.0.len() > KNOWN_MAX {
-            self.known.clear();
+        if self.known.len() + changed.unknown.len() > KNOWN_MAX {
+            *self = Self::default();
         }
-        self.known.extend(changed.0);
+        self.known.extend(changed.unknown);
+        self.known.extend(changed.known);
     }
 }
 
 impl Changed {
-    pub(super) const fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// The names of those of which nothing is known.
+    pub(super) fn unknown(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.unknown.iter().map(|(names, _)| &**names)
     }
 
-    pub(super) fn columns(&self) -> Columns<'_> {
+    /// A binary `COPY` stream of those of which nothing is known, for [`copy`].
+    pub(super) fn unknown_stream(&self) -> Bytes {
+        const FIELDS: i16 = 3;
+        let mut stream = BytesMut::from(&HEADER[..]);
+        for (names, day) in &self.unknown {
+            let (device, metric) = texts(names);
+            stream.put_i16(FIELDS);
+            put_text(&mut stream, device);
+            put_text(&mut stream, metric);
+            put_i64(&mut stream, *day);
+        }
+        stream.put_i16(TRAILER);
+        stream.freeze()
+    }
+
+    /// Those that have reached another day, and `with_unknown` the others as well.
+    pub(super) fn columns(&self, with_unknown: bool) -> Columns<'_> {
+        let unknown = if with_unknown { self.unknown.as_slice() } else { &[] };
         let mut columns = Columns::default();
-        for (names, day) in &self.0 {
+        for (names, day) in unknown.iter().chain(&self.known) {
             let (device, metric) = texts(names);
             columns.device.push(device);
             columns.metric.push(metric);
@@ -62,6 +123,26 @@ impl Changed {
         }
         columns
     }
+}
+
+impl Columns<'_> {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.device.is_empty()
+    }
+
+    pub(super) fn parameters(&self) -> [&(dyn ToSql + Sync); 3] {
+        [&self.device, &self.metric, &self.since]
+    }
+}
+
+/// The query for all series; for one more than are read, if there are too many.
+pub(super) fn read(internal: &str) -> String {
+    format!("SELECT device, metric, since FROM \"{internal}\".series LIMIT {}", READ_MAX + 1)
+}
+
+/// The statement that writes [`Changed::unknown_stream`], of which the database must have none.
+pub(super) fn copy(internal: &str) -> String {
+    format!("COPY \"{internal}\".series (device, metric, since) FROM STDIN (FORMAT binary)")
 }
 
 /// The statement that writes series. One that the database has already is not even locked.
@@ -111,11 +192,30 @@ mod tests {
             (&[("a", 0), ("b", 3), ("c", 0)], &[("a", 0), ("c", 0)]),
         ] {
             let changed = series.changed(&buckets(readings));
-            let columns = changed.columns();
+            let columns = changed.columns(true);
             let days = columns.since.iter().map(|Micros(us)| us / DAY_US);
             let found: Vec<_> = columns.device.iter().copied().zip(days).collect();
             assert_eq!(found, expected, "{readings:?}");
             series.learn(changed);
         }
+    }
+
+    #[test]
+    fn who_has_read_all_series_knows_which_are_new() {
+        let rows = [("a", "m", Micros(0)), ("b", "m", Micros(7 * DAY_US))];
+        let mut series = Series::from_rows(rows.into_iter());
+        assert!(series.is_complete());
+        let changed = series.changed(&buckets(&[("a", 1), ("b", 7), ("c", 2)]));
+        assert_eq!(changed.unknown().collect::<Vec<_>>(), [b"c\0m\0"]);
+        assert_eq!(changed.columns(false).device, ["a"]);
+        assert_eq!(changed.columns(true).since, [Micros(2 * DAY_US), Micros(DAY_US)]);
+        let stream = changed.unknown_stream();
+        assert_eq!(stream.len(), HEADER.len() + 2 + (4 + 1) + (4 + 1) + (4 + 8) + 2);
+        series.learn(changed);
+        assert_eq!(series.changed(&buckets(&[("a", 1), ("c", 2)])).unknown().len(), 0);
+        series.doubt();
+        assert!(!series.is_complete());
+        let many = (0..=READ_MAX).map(|_| ("a", "m", Micros(0))).collect::<Vec<_>>();
+        assert!(!Series::from_rows(many.into_iter()).is_complete());
     }
 }

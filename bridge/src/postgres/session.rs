@@ -5,19 +5,22 @@
 use bytes::Bytes;
 use tidegate_broker::journal::JournalId;
 use tidegate_broker::record::{Offset, Record};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 use tracing::{info, warn};
 
 use super::config::{Config, describe};
 use super::connection::{Connection, PART_BYTES};
 use super::copy::{COLUMNS, Rows};
-use super::failure::{StoreError, store_error, timed_out};
-use super::follower::{Follower, Room};
+use super::failure::{StoreError, sink_error, store_error, timed_out};
+use super::follower::{Begun, Follower, Room};
 use super::migration::{MIGRATION_TIMEOUT, is_current, migrate};
 use super::rollup::Buckets;
 use super::series::{self, Changed, Series};
-use super::upkeep::Upkeep;
+use super::upkeep::{Upkeep, retained_since_us};
 use crate::pump::SinkError;
+
+const NOTING: &str = "noting devices and metrics";
 
 /// The number by which rows know the journal: the same again, should the cursor's row ever be lost.
 pub(super) const fn journal_key(journal: JournalId) -> i64 {
@@ -44,6 +47,10 @@ impl Session {
         let mut connection = Connection::open(config).await?;
         let (statements, position) = prepare(&mut connection, config, journal).await?;
         let follower = Follower::open(config, journal_key(journal), position).await?;
+        let read = series::read(&config.internal_schema());
+        let rows =
+            connection.within("reading devices and metrics", connection.client.query(&read, &[])).await?;
+        let series = Series::from_rows(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))));
         info!(at = %describe(&connection.place.target), schema = %config.schema, position = ?position, "connected to PostgreSQL");
         let mut session = Self {
             connection,
@@ -52,7 +59,7 @@ impl Session {
             config: config.clone(),
             journal: journal_key(journal),
             position,
-            series: Series::default(),
+            series,
             upkeep: Upkeep::default(),
         };
         session.maintain().await;
@@ -113,20 +120,41 @@ impl Session {
             let copied = self.copy(&self.statements.copy, stream.clone()).await;
             self.or_rollback(copied).await?;
         }
-        self.note_series(changed).await?;
+        let are_new = self.note_series(changed).await?;
         self.connection.simple("storing readings", "COMMIT").await?;
-        Ok(self.follower.push(minutes, end, room).await?)
+        let begun = if are_new { changed.unknown().map(Box::from).collect() } else { Vec::new() };
+        let begun = Begun { series: begun, since_us: retained_since_us(&self.config) };
+        Ok(self.follower.push(minutes, begun, end, room).await?)
     }
 
-    async fn note_series(&self, changed: &Changed) -> Result<(), SinkError> {
-        if changed.is_empty() {
-            return Ok(());
+    /// Returns whether those that were not known are new.
+    async fn note_series(&mut self, changed: &Changed) -> Result<bool, SinkError> {
+        let is_copied =
+            changed.unknown().len() > 0 && self.series.is_complete() && self.copy_series(changed).await?;
+        let columns = changed.columns(!is_copied);
+        if !columns.is_empty() {
+            let parameters = columns.parameters();
+            let noted = self.connection.client.execute(&self.statements.series, &parameters);
+            self.connection.within(NOTING, noted).await?;
         }
-        let columns = changed.columns();
-        let columns: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
-            [&columns.device, &columns.metric, &columns.since];
-        let noted = self.connection.client.execute(&self.statements.series, &columns);
-        self.connection.within("noting devices and metrics", noted).await.map(|_| ())
+        Ok(is_copied)
+    }
+
+    /// Writes the series that are not known; returns whether they were new. It costs the server half as much as looking
+    /// for each of them.
+    async fn copy_series(&mut self, changed: &Changed) -> Result<bool, SinkError> {
+        let Connection { place, .. } = &self.connection;
+        self.connection.simple(NOTING, "SAVEPOINT series").await?;
+        let stream = std::iter::once(changed.unknown_stream());
+        match self.connection.copy(NOTING, &self.statements.copy_series, stream).await? {
+            Ok(()) => Ok(true),
+            Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+                self.connection.simple(NOTING, "ROLLBACK TO SAVEPOINT series").await?;
+                self.series.doubt();
+                Ok(false)
+            }
+            Err(error) => Err(sink_error(&error, NOTING, place)),
+        }
     }
 
     /// Like [`Session::store_once`] for rows of which some are there already: somebody has set the cursor back.
@@ -205,7 +233,7 @@ impl Session {
         self.connection.simple("putting a refused record aside", "COMMIT").await?;
         self.position = Some(end);
         if self.follower.end() < end {
-            self.follower.push(Buckets::default(), end, Room::default()).await?;
+            self.follower.push(Buckets::default(), Begun::default(), end, Room::default()).await?;
         }
         Ok(())
     }
@@ -252,14 +280,19 @@ fn columns() -> String {
 #[derive(Debug)]
 struct Statements {
     copy: Statement,
+    copy_series: Statement,
     series: Statement,
 }
 
 impl Statements {
     async fn prepare(client: &Client, config: &Config) -> Result<Self, tokio_postgres::Error> {
         let copy = format!("COPY \"{}\".readings ({}) FROM STDIN (FORMAT binary)", config.schema, columns());
-        let series = series::upsert(&config.internal_schema());
-        Ok(Self { copy: client.prepare(&copy).await?, series: client.prepare(&series).await? })
+        let internal = config.internal_schema();
+        Ok(Self {
+            copy: client.prepare(&copy).await?,
+            copy_series: client.prepare(&series::copy(&internal)).await?,
+            series: client.prepare(&series::upsert(&internal)).await?,
+        })
     }
 }
 

@@ -10,6 +10,7 @@ use metrics::counter;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::config::Config;
 use super::reader;
 use super::session::Session;
 use crate::pump::SinkError;
@@ -203,6 +204,14 @@ fn delete(table: &str, first: i64) -> Step {
         counter: "tidegate_postgres_rows_removed_total",
         unit: "rows",
     }
+}
+
+/// What is forgotten of a series is older, in microseconds since 2000.
+pub(super) fn retained_since_us(config: &Config) -> i64 {
+    /// From 1970 to 2000.
+    const EPOCH_DAYS: i64 = 10_957;
+    const DAY_US: i64 = 86_400_000_000;
+    config.retention_days.map_or(i64::MIN, |days| (today() - i64::from(days) - EPOCH_DAYS) * DAY_US)
 }
 
 /// The day in UTC, counted from 1970-01-01.

@@ -1,7 +1,7 @@
 //! The newest bucket of each series, as far as it was written here. What is newer is copied in without looking for it,
 //! which costs the server less than half as much.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 use super::super::rollup::Buckets;
 
@@ -34,6 +34,13 @@ impl Newest {
         })
     }
 
+    /// Nothing of the series with these names was written that is not older than `since_us`.
+    pub(super) fn begin(&mut self, names: Box<[u8]>, since_us: i64) {
+        if !self.is_given_up {
+            self.times.entry(names).or_insert(since_us.saturating_sub(1));
+        }
+    }
+
     pub(super) fn give_up(&mut self) {
         *self = Self { is_given_up: true, ..Self::default() };
     }
@@ -54,7 +61,18 @@ mod tests {
             assert_eq!(new.minutes(), expected, "{minutes:?}");
             assert_eq!(new.len() + others.len(), minutes.len());
         }
+        newest.begin(b"d\0m\0".as_slice().into(), 0);
+        assert_eq!(newest.split(Rollup::of_minutes(&[7, 8])).0.minutes(), [8], "it is known better");
         newest.give_up();
+        newest.begin(b"d\0m\0".as_slice().into(), 0);
         assert_eq!(newest.split(Rollup::of_minutes(&[9])).0.minutes(), Vec::<i64>::new());
+    }
+
+    #[test]
+    fn all_of_a_series_that_has_begun_is_new_that_is_not_older() {
+        let mut newest = Newest::default();
+        newest.begin(b"d\0m\0".as_slice().into(), 180_000_000);
+        let (new, others) = newest.split(Rollup::of_minutes(&[2, 3, 4]));
+        assert_eq!((new.minutes(), others.minutes()), (vec![3, 4], vec![2]));
     }
 }

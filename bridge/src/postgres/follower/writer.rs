@@ -22,8 +22,9 @@ use super::newest::Newest;
 use super::{Item, Written};
 use crate::pump::SinkError;
 
-/// No transaction begins sooner after the one before, unless somebody waits for it. If nothing comes for so long, hours
-/// that were held back are written.
+/// No transaction begins sooner after the one before, nor before as much time has passed as that one took, unless
+/// somebody waits for it: readings come first, and fewer transactions write fewer buckets again. If nothing comes for so
+/// long, hours that were held back are written.
 const PAUSE: Duration = Duration::from_millis(500);
 /// So few hours are written together with their minutes.
 const HOURS_AT_ONCE: usize = 5_000;
@@ -141,7 +142,7 @@ impl Writer {
                     () = following.hurry.notified() => {}
                 }
             }
-            begin_at = Instant::now() + PAUSE;
+            let began = Instant::now();
             while let Ok(item) = following.incoming.try_recv() {
                 items.push(item);
             }
@@ -149,6 +150,7 @@ impl Writer {
             if let Err(error) = self.write_all(items, is_idle || self.written.hours < wanted).await {
                 return error;
             }
+            begin_at = (began + PAUSE).max(Instant::now() + began.elapsed());
             following.told.send_replace(self.written);
             if following.incoming.is_empty() {
                 following.behind.set(0.0);
@@ -168,6 +170,10 @@ impl Writer {
                 self.written = Written { minutes: item.end, hours: item.end };
             }
             end = item.end;
+            for names in item.begun.series {
+                self.minutes.newest.begin(names.clone(), item.begun.since_us);
+                self.hours.newest.begin(names, item.begun.since_us);
+            }
             buckets.push(item.buckets);
             rooms.push(item.room);
         }
