@@ -28,10 +28,9 @@ pub(super) struct Series {
 /// Series that the database may not have, in the order in which everybody changes them.
 #[derive(Debug, Default)]
 pub(super) struct Changed {
-    /// Of which nothing is known.
-    unknown: Vec<(Box<[u8]>, i64)>,
-    /// Which have reached another day.
-    known: Vec<(Box<[u8]>, i64)>,
+    series: Vec<(Box<[u8]>, i64)>,
+    /// So many of them are known, and have reached another day.
+    known: usize,
 }
 
 /// What [`upsert`] takes: one list per column.
@@ -71,10 +70,10 @@ impl Series {
         let mut changed = Changed::default();
         for (names, minute_us) in buckets.series() {
             let day = minute_us.div_euclid(DAY_US) * DAY_US;
-            match self.known.get(names) {
-                None => changed.unknown.push((names.into(), day)),
-                Some(known) if *known < day => changed.known.push((names.into(), day)),
-                Some(_) => {}
+            let known = self.known.get(names);
+            if known.is_none_or(|known| *known < day) {
+                changed.series.push((names.into(), day));
+                changed.known += usize::from(known.is_some());
             }
         }
         changed
@@ -82,25 +81,29 @@ impl Series {
 
     /// The database has these now.
     pub(super) fn learn(&mut self, changed: Changed) {
-        if self.known.len() + changed.unknown.len() > KNOWN_MAX {
+        if self.known.len() + changed.series.len() > KNOWN_MAX {
             *self = Self::default();
         }
-        self.known.extend(changed.unknown);
-        self.known.extend(changed.known);
+        self.known.extend(changed.series);
     }
 }
 
 impl Changed {
-    /// The names of those of which nothing is known.
-    pub(super) fn unknown(&self) -> impl ExactSizeIterator<Item = &[u8]> {
-        self.unknown.iter().map(|(names, _)| &**names)
+    /// Whether there are any, and nothing is known of any of them.
+    pub(super) const fn are_unknown(&self) -> bool {
+        !self.series.is_empty() && self.known == 0
     }
 
-    /// A binary `COPY` stream of those of which nothing is known, for [`copy`].
-    pub(super) fn unknown_stream(&self) -> Bytes {
+    /// Device and metric of each.
+    pub(super) fn names(&self) -> impl Iterator<Item = &[u8]> {
+        self.series.iter().map(|(names, _)| &**names)
+    }
+
+    /// A binary `COPY` stream, for [`copy`].
+    pub(super) fn stream(&self) -> Bytes {
         const FIELDS: i16 = 3;
         let mut stream = BytesMut::from(&HEADER[..]);
-        for (names, day) in &self.unknown {
+        for (names, day) in &self.series {
             let (device, metric) = texts(names);
             stream.put_i16(FIELDS);
             put_text(&mut stream, device);
@@ -111,11 +114,9 @@ impl Changed {
         stream.freeze()
     }
 
-    /// Those that have reached another day, and `with_unknown` the others as well.
-    pub(super) fn columns(&self, with_unknown: bool) -> Columns<'_> {
-        let unknown = if with_unknown { self.unknown.as_slice() } else { &[] };
+    pub(super) fn columns(&self) -> Columns<'_> {
         let mut columns = Columns::default();
-        for (names, day) in unknown.iter().chain(&self.known) {
+        for (names, day) in &self.series {
             let (device, metric) = texts(names);
             columns.device.push(device);
             columns.metric.push(metric);
@@ -140,7 +141,7 @@ pub(super) fn read(internal: &str) -> String {
     format!("SELECT device, metric, since FROM \"{internal}\".series LIMIT {}", READ_MAX + 1)
 }
 
-/// The statement that writes [`Changed::unknown_stream`], of which the database must have none.
+/// The statement that writes [`Changed::stream`], of which the database must have none.
 pub(super) fn copy(internal: &str) -> String {
     format!("COPY \"{internal}\".series (device, metric, since) FROM STDIN (FORMAT binary)")
 }
@@ -192,7 +193,7 @@ mod tests {
             (&[("a", 0), ("b", 3), ("c", 0)], &[("a", 0), ("c", 0)]),
         ] {
             let changed = series.changed(&buckets(readings));
-            let columns = changed.columns(true);
+            let columns = changed.columns();
             let days = columns.since.iter().map(|Micros(us)| us / DAY_US);
             let found: Vec<_> = columns.device.iter().copied().zip(days).collect();
             assert_eq!(found, expected, "{readings:?}");
@@ -206,13 +207,15 @@ mod tests {
         let mut series = Series::from_rows(rows.into_iter());
         assert!(series.is_complete());
         let changed = series.changed(&buckets(&[("a", 1), ("b", 7), ("c", 2)]));
-        assert_eq!(changed.unknown().collect::<Vec<_>>(), [b"c\0m\0"]);
-        assert_eq!(changed.columns(false).device, ["a"]);
-        assert_eq!(changed.columns(true).since, [Micros(2 * DAY_US), Micros(DAY_US)]);
-        let stream = changed.unknown_stream();
-        assert_eq!(stream.len(), HEADER.len() + 2 + (4 + 1) + (4 + 1) + (4 + 8) + 2);
+        assert!(!changed.are_unknown());
+        assert_eq!(changed.names().collect::<Vec<_>>(), [b"a\0m\0", b"c\0m\0"]);
+        assert_eq!(changed.columns().since, [Micros(DAY_US), Micros(2 * DAY_US)]);
         series.learn(changed);
-        assert_eq!(series.changed(&buckets(&[("a", 1), ("c", 2)])).unknown().len(), 0);
+        assert!(!series.changed(&buckets(&[("a", 1), ("c", 2)])).are_unknown());
+        let changed = series.changed(&buckets(&[("c", 2), ("d", 2)]));
+        assert!(changed.are_unknown());
+        assert_eq!(changed.names().collect::<Vec<_>>(), [b"d\0m\0"]);
+        assert_eq!(changed.stream().len(), HEADER.len() + 2 + (4 + 1) + (4 + 1) + (4 + 8) + 2);
         series.doubt();
         assert!(!series.is_complete());
         let many = (0..=READ_MAX).map(|_| ("a", "m", Micros(0))).collect::<Vec<_>>();

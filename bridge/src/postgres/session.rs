@@ -122,30 +122,32 @@ impl Session {
         }
         let are_new = self.note_series(changed).await?;
         self.connection.simple("storing readings", "COMMIT").await?;
-        let begun = if are_new { changed.unknown().map(Box::from).collect() } else { Vec::new() };
+        let begun = if are_new { changed.names().map(Box::from).collect() } else { Vec::new() };
         let begun = Begun { series: begun, since_us: retained_since_us(&self.config) };
         Ok(self.follower.push(minutes, begun, end, room).await?)
     }
 
-    /// Returns whether those that were not known are new.
+    /// Returns whether all of them are new. They are written in their order, in one statement, so that two appliances do
+    /// not wait for each other in a circle.
     async fn note_series(&mut self, changed: &Changed) -> Result<bool, SinkError> {
-        let is_copied =
-            changed.unknown().len() > 0 && self.series.is_complete() && self.copy_series(changed).await?;
-        let columns = changed.columns(!is_copied);
+        if changed.are_unknown() && self.series.is_complete() && self.copy_series(changed).await? {
+            return Ok(true);
+        }
+        let columns = changed.columns();
         if !columns.is_empty() {
             let parameters = columns.parameters();
             let noted = self.connection.client.execute(&self.statements.series, &parameters);
             self.connection.within(NOTING, noted).await?;
         }
-        Ok(is_copied)
+        Ok(false)
     }
 
-    /// Writes the series that are not known; returns whether they were new. It costs the server half as much as looking
+    /// Writes series of which none is known; returns whether they were new. It costs the server half as much as looking
     /// for each of them.
     async fn copy_series(&mut self, changed: &Changed) -> Result<bool, SinkError> {
         let Connection { place, .. } = &self.connection;
         self.connection.simple(NOTING, "SAVEPOINT series").await?;
-        let stream = std::iter::once(changed.unknown_stream());
+        let stream = std::iter::once(changed.stream());
         match self.connection.copy(NOTING, &self.statements.copy_series, stream).await? {
             Ok(()) => Ok(true),
             Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
