@@ -9,6 +9,7 @@ mod setup;
 mod stage;
 mod troubles;
 
+use rdkafka::message::{Header, OwnedHeaders};
 use tidegate_broker::mqtt::Version;
 
 use crate::support::kafka::Topic;
@@ -70,6 +71,28 @@ async fn what_a_producer_sends_along_travels_as_properties_and_a_retained_alert_
         .expect("mosquitto_sub is installed");
     let shown = String::from_utf8(shown.stdout).expect("it prints text");
     assert_eq!(shown.trim(), "alerts/high|1|application/json|room:é1 severity:high|{}");
+}
+
+/// Whoever writes to Kafka names headers as it likes; MQTT has names that are UTF-8.
+#[tokio::test]
+async fn a_header_whose_name_is_no_text_is_left_out_and_counted() {
+    let stage = Stage::new(services::kafka());
+    let tidegate = stage.start().await;
+    let mut valve = Subscriber::start(tidegate.mqtt, mosquitto::Version::V5, 1, "commands/#", &[]).await;
+    let headers = OwnedHeaders::new().insert(Header { key: "action", value: Some("open") });
+    let name = b"\xff\xfe";
+    // SAFETY: what `as_borrowed` returns is librdkafka's list itself, which `headers` owns and nobody else uses; name and
+    // value are copied.
+    let added = unsafe {
+        let list = std::ptr::from_ref(headers.as_borrowed()).cast_mut().cast();
+        rdkafka::bindings::rd_kafka_header_add(list, name.as_ptr().cast(), 2, b"x".as_ptr().cast(), 1)
+    };
+    assert_eq!(added, rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR);
+    stage.send("commands", Some("valve"), headers, b"now").await;
+    let received = valve.next().await;
+    assert_eq!((received.topic.as_str(), &received.payload[..]), ("commands/valve/open", &b"now"[..]));
+    let commands = stage.topic("commands");
+    assert_eq!(metric(&tidegate, "tidegate_source_headers_left_out_total", &commands).await, 1.0);
 }
 
 #[tokio::test]

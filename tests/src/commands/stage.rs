@@ -115,10 +115,15 @@ impl Stage {
         headers: &[(&str, &str)],
         payload: &[u8],
     ) {
-        let topic = self.topic(topic);
         let headers = headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
             headers.insert(Header { key, value: Some(*value) })
         });
+        self.send(topic, key, headers, payload).await;
+    }
+
+    /// Writes one record with headers of any kind, and returns when Kafka has it.
+    pub(super) async fn send(&self, topic: &str, key: Option<&str>, headers: OwnedHeaders, payload: &[u8]) {
+        let topic = self.topic(topic);
         let mut record = FutureRecord::to(&topic).payload(payload).headers(headers);
         if let Some(key) = key {
             record = record.key(key);

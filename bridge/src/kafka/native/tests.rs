@@ -227,3 +227,25 @@ fn a_batch_of_which_nothing_is_produced_is_done_at_once() {
     assert_eq!(producer.release(), Some(Offset(2)));
     assert!(producer.is_idle());
 }
+
+#[test]
+fn what_was_rewound_is_handed_over_again_from_its_beginning() {
+    let mut producer = producer(50, 100);
+    producer.hold(batch(0, &[b"a", b"b"]));
+    producer.hold(batch(4, &[b"c"]));
+    for _ in 0..2 {
+        producer.hand_over(all).unwrap();
+        let mut failed = Vec::new();
+        poll_until(&mut producer, |_, events| {
+            failed.extend(events.iter().filter_map(|event| match event {
+                Event::Failed(offset, _) => Some(offset.0),
+                Event::Trouble { .. } => None,
+            }));
+            failed.len() >= 3
+        });
+        failed.sort_unstable();
+        assert_eq!(failed, [1, 3, 5]);
+        producer.rewind();
+        assert_eq!(producer.release(), None, "it is to be handed over again");
+    }
+}
