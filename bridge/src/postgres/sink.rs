@@ -135,8 +135,8 @@ impl PostgresSink {
 }
 
 impl Sink for PostgresSink {
-    /// Many, because they become one transaction; `transaction_bytes_max` bounds the memory.
-    const WINDOW: usize = 64;
+    /// Many, because they become one transaction, and small where few records come at a time; their bytes bound the memory.
+    const WINDOW: usize = 1_024;
 
     async fn connect(&mut self) -> Result<Option<Offset>, SinkError> {
         self.disconnect();
