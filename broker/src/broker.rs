@@ -223,6 +223,9 @@ pub struct Broker {
     gated: VecDeque<Gated>,
     deliveries: VecDeque<Delivery>,
     reads: VecDeque<ReadFor>,
+    /// The journal has refused what a delivery has to tell it. Whoever reads waits for the next retry then, instead of
+    /// reading the same for ever.
+    is_refused: bool,
     output: VecDeque<Key>,
     resumed: VecDeque<Key>,
     held: Vec<Key>,
@@ -275,6 +278,7 @@ impl Broker {
             gated: VecDeque::new(),
             deliveries: VecDeque::new(),
             reads: VecDeque::new(),
+            is_refused: false,
             output: VecDeque::new(),
             resumed: VecDeque::new(),
             held: Vec::new(),

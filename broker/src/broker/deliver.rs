@@ -269,12 +269,15 @@ impl Broker {
             ReadFor::Group(key) => return self.read_group(key, batch, now, log),
         };
         let Some(session) = self.sessions.get(key) else { return };
+        self.is_refused = false;
         if session.resend.is_empty() {
             self.catch_up(key, batch, now, log);
         } else {
             self.resend_from(key, batch, now);
         }
-        self.want_read_if_room(key);
+        if !self.is_refused {
+            self.want_read_if_room(key);
+        }
     }
 
     /// The journal could not be read; a client that waits for it must not believe that it has everything. A group
@@ -418,7 +421,8 @@ impl Broker {
             }
         };
         if log.append_freeing(&Entry::Control(&control.encode())).is_err() {
-            session.window.finish(packet_id);
+            session.window.take_back();
+            self.is_refused = true;
             return Delivered::Behind;
         }
         match (source, group) {

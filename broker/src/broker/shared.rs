@@ -515,12 +515,15 @@ impl Broker {
     /// A batch for a group, as in [`Broker::read`].
     pub(super) fn read_group(&mut self, key: Key, batch: &Batch, now: Now, log: &mut dyn Append) {
         let Some(group) = self.groups.get(key) else { return };
+        self.is_refused = false;
         if group.returned.is_empty() {
             self.catch_up_group(key, batch, now, log);
         } else {
             self.give_returned(key, batch, now, log);
         }
-        self.want_group(key);
+        if !self.is_refused {
+            self.want_group(key);
+        }
     }
 
     /// Gives records that came back, and that lie in `batch`, to other members.

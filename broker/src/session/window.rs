@@ -86,6 +86,13 @@ impl Window {
         identifier
     }
 
+    /// Takes the delivery back that was begun last: nobody has heard of its identifier.
+    pub fn take_back(&mut self) {
+        if self.entries.pop_back().is_some_and(|last| last.stage != Stage::Done) {
+            self.unfinished -= 1;
+        }
+    }
+
     /// Puts a delivery back that was begun before a restart. Deliveries must come in the order in which they were
     /// begun; identifiers between them belong to deliveries of QoS 1, which begin anew.
     pub fn restore(&mut self, identifier: u16, source: Source, stage: Stage) {
@@ -197,6 +204,17 @@ mod tests {
         window.finish(stuck);
         assert!(window.has_room(1));
         assert_eq!(window.lowest_offset(), None);
+    }
+
+    #[test]
+    fn what_was_taken_back_uses_up_no_identifier() {
+        let mut window = Window::default();
+        let stuck = begin(&mut window, 0);
+        for _ in 0..2 * SPAN_MAX {
+            assert_eq!(begin(&mut window, 1), stuck + 1);
+            window.take_back();
+        }
+        assert_eq!((window.unfinished(), window.lowest_offset()), (1, Some(Offset(0))));
     }
 
     #[test]

@@ -46,6 +46,35 @@ fn a_client_that_waits_for_nothing_stays() {
     assert_eq!(rig.seen(&client), [Seen::PingResp]);
 }
 
+/// A delivery at QoS 2 to a kept session has to be told to the journal first.
+#[test]
+fn a_delivery_that_the_journal_refuses_is_not_tried_again_for_ever_but_later() {
+    let mut rig = Rig::new();
+    let (keeper, _) = rig.keeper("keeper");
+    rig.subscribe(&keeper, "a", Qos::ExactlyOnce);
+    let (member, _) = rig.keeper("member");
+    rig.subscribe(&member, "$share/group/a", Qos::ExactlyOnce);
+    rig.sync();
+    rig.seen(&keeper);
+    rig.seen(&member);
+    let publisher = rig.client(Version::V5, "publisher");
+    rig.publish(&publisher, "a", "1", Qos::AtLeastOnce, 1);
+    rig.publish(&publisher, "a", "2", Qos::ExactlyOnce, 2);
+    rig.log.refuse = Some(Refused::Failed);
+    rig.sync();
+    let sent = |seen: Vec<Seen>| seen.iter().filter(|seen| matches!(seen, Seen::Publish { .. })).count();
+    for client in [&keeper, &member] {
+        assert_eq!(sent(rig.seen(client)), 1, "QoS 1 needs no entry");
+    }
+    // As if there were room again.
+    rig.log.refuse = None;
+    rig.pass(1);
+    rig.sync();
+    for client in [&keeper, &member] {
+        assert_eq!(sent(rig.seen(client)), 1);
+    }
+}
+
 #[test]
 fn nothing_comes_before_connack() {
     let mut rig = Rig::new();

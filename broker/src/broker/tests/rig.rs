@@ -58,6 +58,9 @@ impl Append for Log {
     }
 }
 
+/// More than any test needs.
+const READS_MAX: u32 = 1_000_000;
+
 /// What a client has seen, in a form that is easy to compare.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
@@ -145,7 +148,10 @@ impl Rig {
     }
 
     fn serve_reads(&mut self) {
+        let mut left = READS_MAX;
         while let Some((key, offset)) = self.broker.poll_read(self.now, &mut self.log) {
+            left -= 1;
+            assert!(left > 0, "the broker reads for ever");
             if let Some(filters) = self.broker.looks_for(key, offset) {
                 // Exactly what nothing matches is passed over, entry by entry.
                 let holds = |batch: &&Batch| {
