@@ -12,7 +12,7 @@ mod troubles;
 use rdkafka::message::{Header, OwnedHeaders};
 use tidegate_broker::mqtt::Version;
 
-use crate::support::kafka::Topic;
+use crate::support::kafka::{Topic, add_header};
 use crate::support::mosquitto::{self, Subscriber};
 use crate::support::services;
 
@@ -79,15 +79,8 @@ async fn a_header_whose_name_is_no_text_is_left_out_and_counted() {
     let stage = Stage::new(services::kafka());
     let tidegate = stage.start().await;
     let mut valve = Subscriber::start(tidegate.mqtt, mosquitto::Version::V5, 1, "commands/#", &[]).await;
-    let headers = OwnedHeaders::new().insert(Header { key: "action", value: Some("open") });
-    let name = b"\xff\xfe";
-    // SAFETY: what `as_borrowed` returns is librdkafka's list itself, which `headers` owns and nobody else uses; name and
-    // value are copied.
-    let added = unsafe {
-        let list = std::ptr::from_ref(headers.as_borrowed()).cast_mut().cast();
-        rdkafka::bindings::rd_kafka_header_add(list, name.as_ptr().cast(), 2, b"x".as_ptr().cast(), 1)
-    };
-    assert_eq!(added, rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR);
+    let mut headers = OwnedHeaders::new().insert(Header { key: "action", value: Some("open") });
+    add_header(&mut headers, b"\xff\xfe", b"x");
     stage.send("commands", Some("valve"), headers, b"now").await;
     let received = valve.next().await;
     assert_eq!((received.topic.as_str(), &received.payload[..]), ("commands/valve/open", &b"now"[..]));

@@ -228,7 +228,7 @@ impl Outputs {
         socket.subscribe("#").await;
         Self {
             subscribers: [subscriber(Version::V311).await, subscriber(Version::V5).await],
-            events: EventStream::open(tidegate.http, "/stream/events?filter=%23", None).await,
+            events: EventStream::open(tidegate.http, "/stream/events?filter=%23&status=off", None).await,
             socket,
         }
     }

@@ -7,13 +7,31 @@ use bytes::Bytes;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, StreamConsumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{Headers as _, Message as _};
+use rdkafka::message::{Headers as _, Message as _, OwnedHeaders};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::{PATIENCE, eventually, unique};
 
 /// How long one question to the broker may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Adds a header whose name may be any bytes, which rdkafka has no way for.
+pub(crate) fn add_header(headers: &mut OwnedHeaders, name: &[u8], value: &[u8]) {
+    let size = |bytes: &[u8]| isize::try_from(bytes.len()).expect("a slice is no longer than isize::MAX");
+    // SAFETY: what `as_borrowed` returns is librdkafka's list itself; it belongs to `headers`, which is borrowed mutably. Name
+    // and value are copied before the call returns.
+    let added = unsafe {
+        let list = std::ptr::from_ref(headers.as_borrowed()).cast_mut().cast();
+        rdkafka::bindings::rd_kafka_header_add(
+            list,
+            name.as_ptr().cast(),
+            size(name),
+            value.as_ptr().cast(),
+            size(value),
+        )
+    };
+    assert_eq!(added, rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR);
+}
 
 /// A consumed record.
 #[derive(Clone, Debug, PartialEq, Eq)]
