@@ -27,7 +27,7 @@ const JSONB_VERSION: u8 = 1;
 
 /// More days than this are not listed in [`Rows::days`].
 const DAYS_MAX: usize = 64;
-const DAY_US: i64 = 86_400_000_000;
+pub(super) const DAY_US: i64 = 86_400_000_000;
 /// A larger buffer is not kept for the next rows, so that one huge record does not hold memory for ever.
 const KEPT_BYTES_MAX: usize = 32 << 20;
 
@@ -195,7 +195,7 @@ fn put_time(buffer: &mut BytesMut, micros: i64) {
 }
 
 /// As PostgreSQL counts; what `timestamptz` cannot hold becomes its nearest end.
-fn since_2000(micros_since_1970: i64) -> i64 {
+pub(super) fn since_2000(micros_since_1970: i64) -> i64 {
     /// 294276-12-31T23:59:59Z, the last second of `timestamptz`.
     const LAST_US: i64 = 9_223_371_331_199_000_000;
     micros_since_1970.saturating_sub(EPOCH_US).min(LAST_US)

@@ -7,10 +7,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use foldhash::HashMap;
 use tokio_postgres::types::ToSql;
 
-use super::copy::{HEADER, TRAILER, put_i64, put_text};
+use super::copy::{DAY_US, HEADER, TRAILER, put_i64, put_text};
 use super::rollup::{Buckets, Micros, put_names, texts};
 
-const DAY_US: i64 = 86_400_000_000;
 /// With more series than this all of them are forgotten, and written again if they have changed.
 const KNOWN_MAX: usize = 1_000_000;
 /// So many are read from the database at the beginning, if there are no more; about 100 bytes of memory each.
@@ -89,9 +88,13 @@ impl Series {
 }
 
 impl Changed {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.series.is_empty()
+    }
+
     /// Whether there are any, and nothing is known of any of them.
     pub(super) const fn are_unknown(&self) -> bool {
-        !self.series.is_empty() && self.known == 0
+        !self.is_empty() && self.known == 0
     }
 
     /// Device and metric of each.
@@ -127,10 +130,6 @@ impl Changed {
 }
 
 impl Columns<'_> {
-    pub(super) const fn is_empty(&self) -> bool {
-        self.device.is_empty()
-    }
-
     pub(super) fn parameters(&self) -> [&(dyn ToSql + Sync); 3] {
         [&self.device, &self.metric, &self.since]
     }

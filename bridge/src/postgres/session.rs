@@ -122,30 +122,34 @@ impl Session {
         }
         let are_new = self.note_series(changed).await?;
         self.connection.simple("storing readings", "COMMIT").await?;
-        let begun = if are_new { changed.names().map(Box::from).collect() } else { Vec::new() };
-        let begun = Begun { series: begun, since_us: retained_since_us(&self.config) };
+        let begun = if are_new {
+            let series = changed.names().map(Box::from).collect();
+            Begun { series, since_us: retained_since_us(&self.config) }
+        } else {
+            Begun::default()
+        };
         Ok(self.follower.push(minutes, begun, end, room).await?)
     }
 
     /// Returns whether all of them are new. They are written in their order, in one statement, so that two appliances do
     /// not wait for each other in a circle.
     async fn note_series(&mut self, changed: &Changed) -> Result<bool, SinkError> {
+        if changed.is_empty() {
+            return Ok(false);
+        }
         if changed.are_unknown() && self.series.is_complete() && self.copy_series(changed).await? {
             return Ok(true);
         }
         let columns = changed.columns();
-        if !columns.is_empty() {
-            let parameters = columns.parameters();
-            let noted = self.connection.client.execute(&self.statements.series, &parameters);
-            self.connection.within(NOTING, noted).await?;
-        }
+        let parameters = columns.parameters();
+        let noted = self.connection.client.execute(&self.statements.series, &parameters);
+        self.connection.within(NOTING, noted).await?;
         Ok(false)
     }
 
     /// Writes series of which none is known; returns whether they were new. It costs the server half as much as looking
     /// for each of them.
     async fn copy_series(&mut self, changed: &Changed) -> Result<bool, SinkError> {
-        let Connection { place, .. } = &self.connection;
         self.connection.simple(NOTING, "SAVEPOINT series").await?;
         let stream = std::iter::once(changed.stream());
         match self.connection.copy(NOTING, &self.statements.copy_series, stream).await? {
@@ -155,7 +159,7 @@ impl Session {
                 self.series.doubt();
                 Ok(false)
             }
-            Err(error) => Err(sink_error(&error, NOTING, place)),
+            Err(error) => Err(sink_error(&error, NOTING, &self.connection.place)),
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::config::Config;
+use super::copy::{DAY_US, since_2000};
 use super::reader;
 use super::session::Session;
 use crate::pump::SinkError;
@@ -208,10 +209,9 @@ fn delete(table: &str, first: i64) -> Step {
 
 /// What is forgotten of a series is older, in microseconds since 2000.
 pub(super) fn retained_since_us(config: &Config) -> i64 {
-    /// From 1970 to 2000.
-    const EPOCH_DAYS: i64 = 10_957;
-    const DAY_US: i64 = 86_400_000_000;
-    config.retention_days.map_or(i64::MIN, |days| (today() - i64::from(days) - EPOCH_DAYS) * DAY_US)
+    config
+        .retention_days
+        .map_or(i64::MIN, |days| since_2000((today() - i64::from(days)).saturating_mul(DAY_US)))
 }
 
 /// The day in UTC, counted from 1970-01-01.
